@@ -1,0 +1,182 @@
+package statestore
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"keygate/authz"
+	"keygate/statestore/keyspace"
+)
+
+// epoch is one uninterrupted history of one cluster. A restore, or another
+// cluster behind the same address, begins a new one; nothing read in an
+// earlier epoch is ever used again.
+type epoch struct {
+	number  int64
+	cluster uint64
+
+	// fence[slot] is the newest revision of an event on a record of that slot.
+	// Two records that share a slot cost each other loads, never correctness.
+	fence []atomic.Int64
+	// floor is the revision below which no record may be used, whatever its
+	// fence. It is never 0 while anything may load.
+	floor atomic.Int64
+	// applied is how far the fences have come. It only grows, and it is stored
+	// after the fences that it stands for.
+	applied atomic.Int64
+	// term is the newest raft term seen.
+	term atomic.Uint64
+	// proof of freshness, nil before the first.
+	proof atomic.Pointer[proof]
+
+	// grown is closed and replaced whenever applied grows and someone waits.
+	grown struct {
+		sync.Mutex
+		ch chan struct{}
+	}
+	// end is closed when the epoch is over; dead says so without a channel.
+	end struct {
+		sync.Once
+		ch    chan struct{}
+		cause error
+	}
+	dead atomic.Bool
+}
+
+func newEpoch(number int64, slots int) *epoch {
+	e := &epoch{number: number, fence: make([]atomic.Int64, slots)}
+	e.floor.Store(math.MaxInt64)
+	e.end.ch = make(chan struct{})
+	return e
+}
+
+// proof says that a linearizable read begun at t0 answered revision H, and
+// that the watch has applied H. Times are those of now.
+type proof struct {
+	epoch      *epoch
+	t0         time.Duration
+	validUntil time.Duration
+}
+
+// Valid tells whether the proof may still be answered on.
+func (p *proof) Valid() bool { return !p.epoch.dead.Load() && now() < p.validUntil }
+
+// record is one folder of keys as it was at revision rev. Immutable. Exactly
+// one of its three bodies is set, or none: the record did not exist.
+type record struct {
+	epoch *epoch
+	id    keyspace.Record
+	rev   int64 // of the read
+	mod   int64 // newest ModRevision among its keys; 0 if there are none
+
+	credential *authz.Credential
+	app        *authz.App
+	developer  *authz.Developer
+}
+
+func (r *record) exists() bool { return r.mod > 0 }
+
+// bound is the revision that a record of slot must have to be used.
+func (e *epoch) bound(slot uint64) int64 { return max(e.fence[slot].Load(), e.floor.Load()) }
+
+// raise lifts the fence of a slot to rev. Only the watcher calls it.
+func (e *epoch) raise(slot uint64, rev int64) {
+	if e.fence[slot].Load() < rev {
+		e.fence[slot].Store(rev)
+	}
+}
+
+// advance stores applied, after the fences up to rev were raised. Only the
+// watcher calls it.
+func (e *epoch) advance(rev int64) {
+	if rev <= e.applied.Load() {
+		return
+	}
+	e.applied.Store(rev)
+	e.grown.Lock()
+	if e.grown.ch != nil {
+		close(e.grown.ch)
+		e.grown.ch = nil
+	}
+	e.grown.Unlock()
+}
+
+// await waits until applied has reached rev, ctx ends or the epoch does.
+func (e *epoch) await(ctx context.Context, rev int64) error {
+	for {
+		e.grown.Lock()
+		if e.grown.ch == nil {
+			e.grown.ch = make(chan struct{})
+		}
+		grown := e.grown.ch
+		e.grown.Unlock()
+		if e.applied.Load() >= rev {
+			return nil
+		}
+		select {
+		case <-grown:
+		case <-e.end.ch:
+			return e.end.cause
+		case <-ctx.Done():
+			return fmt.Errorf("applied revision %d has not reached %d: %w", e.applied.Load(), rev, ctx.Err())
+		}
+	}
+}
+
+// kill ends the epoch: every proof in it is void at once.
+func (e *epoch) kill(cause error) {
+	e.end.Do(func() {
+		e.end.cause = cause
+		e.dead.Store(true)
+		close(e.end.ch)
+	})
+}
+
+// mark is what was known of the history before a read was sent.
+type mark struct {
+	applied int64
+	term    uint64
+}
+
+func (e *epoch) mark() mark { return mark{e.applied.Load(), e.term.Load()} }
+
+// admit checks that the header of a linearizable read, sent after m was taken,
+// continues this epoch's history. If not, the store was restored from a copy
+// or is another cluster: the epoch ends.
+func (e *epoch) admit(m mark, h *etcdserverpb.ResponseHeader) error {
+	var what string
+	switch {
+	case h.ClusterId != e.cluster:
+		what = fmt.Sprintf("cluster id changed from %x to %x", e.cluster, h.ClusterId)
+	case h.RaftTerm < m.term:
+		what = fmt.Sprintf("raft term fell from %d to %d", m.term, h.RaftTerm)
+	case h.Revision < m.applied:
+		what = fmt.Sprintf("revision fell from %d to %d", m.applied, h.Revision)
+	default:
+		for {
+			t := e.term.Load()
+			if h.RaftTerm <= t || e.term.CompareAndSwap(t, h.RaftTerm) {
+				return nil
+			}
+		}
+	}
+	err := fmt.Errorf("%w: the store was restored or replaced: %s", authz.ErrUnavailable, what)
+	e.kill(err)
+	return err
+}
+
+// current tells whether r is the record want, and nothing applied since it was
+// read has touched it. This comparison is what makes a cached record usable;
+// everything else may be wrong.
+func (e *epoch) current(r *record, want keyspace.Record, h uint64) bool {
+	return r.epoch == e && r.id == want && r.rev >= e.bound(e.slot(h))
+}
+
+// slot of a record's hash. len(fence) is a power of two.
+func (e *epoch) slot(h uint64) uint64 { return (h >> 32) & uint64(len(e.fence)-1) }

@@ -1,0 +1,180 @@
+package statestore
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+)
+
+// EtcdConfig says how to reach an etcd cluster.
+type EtcdConfig struct {
+	// Endpoints, such as "http://127.0.0.1:2379", "https://etcd-0:2379" or
+	// "unix:///run/etcd.sock". At least one.
+	Endpoints []string
+	// CACert, Cert and Key are PEM files. CACert empty means the system's
+	// roots. Cert and Key go together; they are read again for each connection,
+	// so a renewed certificate needs no restart.
+	CACert, Cert, Key string
+	// User and Password; empty for none.
+	User, Password string
+	// DialTimeout bounds the first connection and a login. Zero means 5 s.
+	DialTimeout time.Duration
+}
+
+// Dial returns a client of the cluster. It does not wait for a connection,
+// except to log in. The caller closes the client.
+func (c EtcdConfig) Dial() (*clientv3.Client, error) {
+	if len(c.Endpoints) == 0 {
+		return nil, errors.New("dial etcd: no endpoints")
+	}
+	cfg := clientv3.Config{
+		Endpoints:   c.Endpoints,
+		DialTimeout: orDefault(c.DialTimeout, 5*time.Second),
+		// A backstop: what notices a dead connection in time is the probe. The
+		// server allows no more, and no pings without a stream.
+		DialKeepAliveTime:    10 * time.Second,
+		DialKeepAliveTimeout: 3 * time.Second,
+		Username:             c.User,
+		Password:             c.Password,
+		Logger:               zap.NewNop(), // errors are returned; its own lines would repeat them
+		DialOptions:          []grpc.DialOption{grpc.WithUserAgent("keygate")},
+	}
+	if strings.HasPrefix(c.Endpoints[0], "https://") || c.CACert != "" || c.Cert != "" {
+		t, err := c.tls()
+		if err != nil {
+			return nil, fmt.Errorf("dial etcd: %w", err)
+		}
+		cfg.TLS = t
+	}
+	cli, err := clientv3.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("dial etcd at %s: %w", strings.Join(c.Endpoints, ","), err)
+	}
+	return cli, nil
+}
+
+func (c EtcdConfig) tls() (*tls.Config, error) {
+	t := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CACert != "" {
+		pem, err := os.ReadFile(c.CACert)
+		if err != nil {
+			return nil, fmt.Errorf("read CA certificate: %w", err)
+		}
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read CA certificate: %s holds no PEM certificate", c.CACert)
+		}
+	}
+	if c.Cert != "" {
+		load := func() (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+			if err != nil {
+				return nil, fmt.Errorf("read client certificate: %w", err)
+			}
+			return &pair, nil
+		}
+		if _, err := load(); err != nil { // now, where somebody reads the error
+			return nil, err
+		}
+		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	}
+	return t, nil
+}
+
+// Etcd is the Backend over a real cluster.
+type Etcd struct {
+	cfg     EtcdConfig
+	cli     *clientv3.Client
+	watches atomic.Int64
+}
+
+// NewEtcd returns a backend with a client of its own for reads. Close it after
+// the store's Run has returned.
+func NewEtcd(cfg EtcdConfig) (*Etcd, error) {
+	cli, err := cfg.Dial()
+	if err != nil {
+		return nil, err
+	}
+	return &Etcd{cfg: cfg, cli: cli}, nil
+}
+
+// Close ends the reading client.
+func (b *Etcd) Close() error { return b.cli.Close() }
+
+// Read implements Backend.
+func (b *Etcd) Read(ctx context.Context, prefixes ...string) (Snapshot, error) {
+	if len(prefixes) == 1 { // a plain range is a little cheaper than a transaction
+		r, err := b.cli.Get(ctx, prefixes[0], clientv3.WithPrefix())
+		if err != nil {
+			return Snapshot{}, err
+		}
+		return Snapshot{Header: r.Header, Ranges: [][]*mvccpb.KeyValue{r.Kvs}}, nil
+	}
+	ops := make([]clientv3.Op, len(prefixes))
+	for i, p := range prefixes {
+		ops[i] = clientv3.OpGet(p, clientv3.WithPrefix())
+	}
+	r, err := b.cli.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return Snapshot{}, err
+	}
+	s := Snapshot{Header: r.Header, Ranges: make([][]*mvccpb.KeyValue, len(prefixes))}
+	for i := range prefixes {
+		s.Ranges[i] = r.Responses[i].GetResponseRange().Kvs
+	}
+	return s, nil
+}
+
+// Watch implements Backend.
+func (b *Etcd) Watch(ctx context.Context, prefix string, from int64) (Watch, error) {
+	cli, err := b.cfg.Dial()
+	if err != nil {
+		return nil, err
+	}
+	// The client chooses the stream by the outgoing metadata. A number that no
+	// other watch has keeps this one, and the progress it asks for, alone.
+	md := metadata.Pairs("keygate-watch", strconv.FormatInt(b.watches.Add(1), 10))
+	alive, cancel := context.WithCancel(metadata.NewOutgoingContext(context.Background(), md))
+	w := &etcdWatch{cli: cli, cancel: cancel, md: md}
+	stop := context.AfterFunc(ctx, cancel)
+	// Blocks until the server has created the watch, or for ever.
+	w.updates = cli.Watch(alive, prefix, clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithFragment())
+	if !stop() {
+		w.Close()
+		return nil, ctx.Err()
+	}
+	return w, nil
+}
+
+type etcdWatch struct {
+	cli     *clientv3.Client
+	updates clientv3.WatchChan
+	cancel  context.CancelFunc
+	md      metadata.MD
+}
+
+func (w *etcdWatch) Updates() clientv3.WatchChan { return w.updates }
+
+func (w *etcdWatch) RequestProgress(ctx context.Context) error {
+	return w.cli.RequestProgress(metadata.NewOutgoingContext(ctx, w.md))
+}
+
+// Close gives up the client too: a new stream on the same connection could sit
+// on the same dead transport.
+func (w *etcdWatch) Close() {
+	w.cancel()
+	_ = w.cli.Close()
+}

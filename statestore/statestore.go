@@ -1,0 +1,264 @@
+// Package statestore knows what is true now: the records behind a consumer
+// key, as etcd has them, from a cache that is proven current at the moment of
+// use. It cannot change a status.
+//
+// # Validate on read
+//
+// ristretto may drop, delay, reorder or resurrect a Set and tells nobody, so
+// its content is never trusted. What is trusted are three numbers that one
+// goroutine, the watcher, keeps in an [epoch]:
+//
+//	fence[slot]  the newest revision of an event on a record of that slot
+//	floor        the revision that a fresh start, or a gap, began at
+//	applied      how far the two above have come; it only grows
+//
+// and a proof {t0, H}: a linearizable read begun at t0 answered revision H, and
+// applied has reached H.
+//
+//  1. The watcher, for an event at revision R on record k, first sets
+//     fence[k] = max(fence[k], R), and after a whole batch applied = R. It never
+//     Sets, loads or blocks.
+//  2. A check loads the epoch, the proof and applied, in this order, before
+//     anything else. It uses a record only if the record was read in this epoch,
+//     is the one asked for, and rev >= max(fence, floor); else it loads it.
+//  3. A load reads the record's whole folder at one revision H, and keeps it if
+//     H >= max(fence, floor) as they are after the read; else it reads again.
+//  4. If a record used holds a change newer than applied, the check waits for
+//     the watch to come so far and compares all again, or reads all three in one
+//     transaction: a yes is always a state that existed.
+//  5. The decision counts only if the proof of step 2 is still valid after it
+//     was made.
+//  6. Start, gap and new epoch are one thing: H0 of a linearizable read; floor =
+//     H0; watch from H0+1; applied = H0. Nothing is listed, nothing cleared.
+//
+// Claim 1: a check that begins after applied >= R never uses a state of record
+// k older than an event on k at or before R. The fence was stored before applied, and
+// applied before the check began, so the comparison sees it. A record with a
+// lower revision fails the comparison; one that passes was read at a revision
+// that contains the event. Across a gap the floor takes the fences' place.
+//
+// Claim 2: with S the staleness budget, no check that begins more than S after
+// the acknowledgement of R says yes to what R closed. A valid proof is younger
+// than S, so its read began after the acknowledgement, so its H >= R, so applied >= R
+// was true when the proof was stored, and the check loaded the proof before it
+// looked at a fence: claim 1.
+//
+// Neither claim assumes anything of the cache, of the clocks of other machines
+// or of the watch being alive: a watch that has gone silent ends the proofs,
+// and with them every yes.
+package statestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"math/bits"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"keygate/authz"
+	"keygate/statestore/keyspace"
+)
+
+// Limits and default of the staleness budget. Below 3 s every election of an
+// etcd leader (measured: 1.5 s at the median, 2.1 s at most) would be an outage;
+// 60 s is the longest that a receipt for the whole fleet can wait.
+const (
+	MinStalenessBudget     = 3 * time.Second
+	MaxStalenessBudget     = 60 * time.Second
+	DefaultStalenessBudget = 5 * time.Second
+)
+
+// Config of a Store.
+type Config struct {
+	Backend Backend
+	Space   keyspace.Space
+	// StalenessBudget is the greatest age of a proof under which the store
+	// answers. Zero means DefaultStalenessBudget.
+	StalenessBudget time.Duration
+	// CacheBytes bounds the memory of cached records. Zero means 256 MiB, about
+	// half a million records.
+	CacheBytes int64
+	// FenceSlots is the number of fences, a power of two, 8 bytes each. Zero
+	// means 1 Mi. Fewer slots cost more loads after an import, never
+	// correctness.
+	FenceSlots int
+	// Loads is how many loads of known records may run at once, and half as
+	// many of unknown keys. Zero means 64.
+	Loads int
+	// UnknownLoadsPerSecond bounds the reads that keys nobody knows cause. Zero
+	// means 5000.
+	UnknownLoadsPerSecond float64
+	// Logger; nil discards.
+	Logger *slog.Logger
+	// OnChange, if set, is called by the watcher for each event that the schema
+	// knows, after it took effect. It must not block.
+	OnChange func(Change)
+	// OnApply, if set, is called by the watcher after each batch of events, with
+	// the time from the batch's arrival to its last fence. It must not block.
+	OnApply func(events int, took time.Duration)
+}
+
+// Change is one event on a record, as it was applied.
+type Change struct {
+	Revision int64
+	Path     keyspace.Path
+	Key      string // in etcd
+	// Value of a status, bounded; empty for any other field and for a delete.
+	Value   string
+	Deleted bool
+}
+
+// Store is an authz.Source over etcd. Create it with New, then Run it. All
+// methods are safe for concurrent use.
+type Store struct {
+	loader
+	budget   time.Duration
+	interval time.Duration // between probes
+	slots    int
+	seed     maphash.Seed
+	onChange func(Change)
+	onApply  func(int, time.Duration)
+
+	epoch   atomic.Pointer[epoch]
+	counts  counts
+	trouble atomic.Pointer[trouble]
+	closed  atomic.Bool
+}
+
+var errClosing = fmt.Errorf("%w: shutting down", authz.ErrUnavailable)
+
+// trouble is what last kept a proof from being made.
+type trouble struct{ err error }
+
+// New returns a store that knows nothing yet and refuses everything until Run
+// has made the first proof.
+func New(cfg Config) (*Store, error) {
+	if cfg.Backend == nil || cfg.Space == (keyspace.Space{}) {
+		return nil, errors.New("statestore: a backend and a keyspace are needed")
+	}
+	cfg.StalenessBudget = orDefault(cfg.StalenessBudget, DefaultStalenessBudget)
+	cfg.CacheBytes = orDefault(cfg.CacheBytes, 256<<20)
+	cfg.FenceSlots = orDefault(cfg.FenceSlots, 1<<20)
+	cfg.Loads = orDefault(cfg.Loads, 64)
+	cfg.UnknownLoadsPerSecond = orDefault(cfg.UnknownLoadsPerSecond, 5000)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case cfg.StalenessBudget < MinStalenessBudget || cfg.StalenessBudget > MaxStalenessBudget:
+		return nil, fmt.Errorf("staleness budget %v: want %v to %v", cfg.StalenessBudget, MinStalenessBudget, MaxStalenessBudget)
+	case cfg.FenceSlots < 1 || bits.OnesCount(uint(cfg.FenceSlots)) != 1:
+		return nil, fmt.Errorf("%d fence slots: want a power of two", cfg.FenceSlots)
+	case cfg.CacheBytes < 0 || cfg.Loads < 2 || cfg.UnknownLoadsPerSecond < 0:
+		return nil, fmt.Errorf("cache of %d bytes, %d loads, %v unknown loads a second: want positive numbers, 2 loads at least",
+			cfg.CacheBytes, cfg.Loads, cfg.UnknownLoadsPerSecond)
+	}
+	caches, err := newCaches(cfg.CacheBytes)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		budget: cfg.StalenessBudget, interval: min(time.Second, cfg.StalenessBudget/5), slots: cfg.FenceSlots,
+		seed: maphash.MakeSeed(), onChange: cfg.OnChange, onApply: cfg.OnApply,
+	}
+	s.loader = loader{
+		backend: cfg.Backend, space: cfg.Space, caches: caches, log: &limitedLog{log: cfg.Logger}, counts: &s.counts,
+		known:       turns{slots: make(chan struct{}, cfg.Loads)},
+		unknown:     turns{slots: make(chan struct{}, cfg.Loads/2)},
+		unknownRate: rate.NewLimiter(rate.Limit(cfg.UnknownLoadsPerSecond), int(max(cfg.UnknownLoadsPerSecond, 1))),
+	}
+	s.flights.byRecord = map[keyspace.Record]*flight{}
+	// An epoch in which nothing is current and nothing proven.
+	s.epoch.Store(newEpoch(0, 1))
+	return s, nil
+}
+
+func orDefault[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+// Run follows the store until ctx ends; then every later answer is a refusal.
+// It is called once and returns nil.
+func (s *Store) Run(ctx context.Context) error {
+	defer s.loader.close()
+	defer s.Expire()
+	wait := time.Duration(0)
+	for ctx.Err() == nil {
+		began := now()
+		err := s.follow(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		s.report(err)
+		s.log.Warn("watch lost, starting again", "cause", err)
+		// At once after a gap, with back-off while nothing works.
+		if wait = min(2*wait+50*time.Millisecond, time.Second); now()-began > 10*time.Second {
+			wait = 0
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// Expire voids every proof for good, also those that checks under way have
+// taken. Part of stopping: whoever still waits for an answer gets a refusal.
+func (s *Store) Expire() {
+	s.closed.Store(true)
+	s.epoch.Load().kill(errClosing)
+}
+
+// Fresh returns nil while a proof is valid, and else an error that wraps
+// authz.ErrUnavailable and says why there is none.
+func (s *Store) Fresh() error {
+	e := s.epoch.Load()
+	p := e.proof.Load()
+	if p != nil && p.Valid() {
+		return nil
+	}
+	return s.stale(e, p)
+}
+
+// stale says why p, the proof of e, cannot be answered on.
+func (s *Store) stale(e *epoch, p *proof) error {
+	cause := errors.New("no probe has ended yet")
+	if t := s.trouble.Load(); t != nil {
+		cause = t.err
+	}
+	switch {
+	case s.closed.Load():
+		return errClosing
+	case e.dead.Load():
+		return e.end.cause
+	case p == nil:
+		return fmt.Errorf("%w: nothing proven yet: %w", authz.ErrUnavailable, cause)
+	}
+	return fmt.Errorf("%w: the last proof is %.1f s old, more than the staleness budget of %v: %w",
+		authz.ErrUnavailable, (now() - p.t0).Seconds(), s.budget, cause)
+}
+
+// Await returns nil once a proof is valid, or why there is none when ctx ends.
+func (s *Store) Await(ctx context.Context) error {
+	for {
+		err := s.Fresh()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}

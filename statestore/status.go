@@ -1,0 +1,88 @@
+package statestore
+
+import (
+	"log/slog"
+	"sync/atomic"
+	"time"
+)
+
+// Status is what a store can say of itself. Counters only grow.
+type Status struct {
+	// Fresh tells whether the store answers; if not, Problem says why.
+	Fresh   bool   `json:"fresh"`
+	Problem string `json:"problem,omitempty"`
+	// ProofAge is the time since the last proof was begun, in nanoseconds in
+	// JSON; -1 before the first.
+	ProofAge        time.Duration `json:"proofAge"`
+	StalenessBudget time.Duration `json:"stalenessBudget"`
+	AppliedRevision int64         `json:"appliedRevision"`
+	Epoch           int64         `json:"epoch"`
+	ClusterID       uint64        `json:"clusterId,string"`
+
+	Hits        int64 `json:"cacheHits"`         // records used from the cache
+	AbsentHits  int64 `json:"negativeCacheHits"` // keys known not to exist
+	Misses      int64 `json:"cacheMisses"`       // records that had to be loaded
+	Loads       int64 `json:"loads"`             // reads sent to etcd
+	LoadErrors  int64 `json:"loadErrors"`
+	Joined      int64 `json:"loadsJoined"`   // checks that shared another's load
+	Shed        int64 `json:"loadsShed"`     // loads refused to protect etcd
+	Rereads     int64 `json:"loadsRepeated"` // reads repeated because an event came meanwhile
+	Waits       int64 `json:"waits"`         // checks that waited for the watch to catch up with a load
+	Snapshots   int64 `json:"snapshots"`     // checks that read all records in one transaction
+	Unreadable  int64 `json:"unreadable"`    // loads of a record that cannot be read
+	Events      int64 `json:"events"`
+	Repeated    int64 `json:"eventsRepeated"`
+	Ignored     int64 `json:"eventsIgnored"` // on keys outside the schema
+	Gaps        int64 `json:"gaps"`
+	Replaced    int64 `json:"watchesReplaced"`
+	Probes      int64 `json:"probes"`
+	ProbeErrors int64 `json:"probeErrors"`
+}
+
+// Status returns the figures of now, each by itself exact.
+func (s *Store) Status() Status {
+	e, c := s.epoch.Load(), &s.counts
+	st := Status{
+		ProofAge: -1, StalenessBudget: s.budget, AppliedRevision: e.applied.Load(), Epoch: e.number, ClusterID: e.cluster,
+		Hits: c.hits.Load(), AbsentHits: c.absentHits.Load(), Misses: c.misses.Load(),
+		Loads: c.loads.Load(), LoadErrors: c.loadErrors.Load(), Joined: c.joined.Load(), Shed: c.shed.Load(),
+		Rereads: c.rereads.Load() + c.rejoined.Load(), Waits: c.waits.Load(), Snapshots: c.snapshots.Load(), Unreadable: c.unreadable.Load(),
+		Events: c.events.Load(), Repeated: c.repeated.Load(), Ignored: c.ignored.Load(), Gaps: c.gaps.Load(), Replaced: c.replaced.Load(),
+		Probes: c.probes.Load(), ProbeErrors: c.probeErrors.Load(),
+	}
+	if p := e.proof.Load(); p != nil {
+		st.ProofAge = now() - p.t0
+	}
+	if err := s.Fresh(); err != nil {
+		st.Problem = err.Error()
+	} else {
+		st.Fresh = true
+	}
+	return st
+}
+
+// limitedLog is a logger that a flood cannot flood: at most one warning of
+// each message a second, with the number left out. Other levels pass.
+type limitedLog struct {
+	log  *slog.Logger
+	warn struct {
+		until   atomic.Int64 // now, in ns, before which warnings are left out
+		skipped atomic.Int64
+	}
+}
+
+func (l *limitedLog) Info(msg string, args ...any)  { l.log.Info(msg, args...) }
+func (l *limitedLog) Error(msg string, args ...any) { l.log.Error(msg, args...) }
+
+// Warn logs unless it has logged within the last 100 ms.
+func (l *limitedLog) Warn(msg string, args ...any) {
+	t, until := int64(now()), l.warn.until.Load()
+	if t < until || !l.warn.until.CompareAndSwap(until, t+int64(100*time.Millisecond)) {
+		l.warn.skipped.Add(1)
+		return
+	}
+	if n := l.warn.skipped.Swap(0); n > 0 {
+		args = append(args, "warnings_left_out", n)
+	}
+	l.log.Warn(msg, args...)
+}

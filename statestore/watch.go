@@ -1,0 +1,162 @@
+package statestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"keygate/statestore/keyspace"
+)
+
+const (
+	// openTimeout bounds the reads and the watch that begin an epoch. Watch
+	// itself would wait for ever on a dead connection.
+	openTimeout = 5 * time.Second
+	// shownValue bounds the bytes of a status that a Change shows.
+	shownValue = 64
+)
+
+// errGap: events are missing. The cure is a new floor.
+var errGap = errors.New("gap in the watch")
+
+// follow proves and keeps one uninterrupted watch: it starts at a linearizable
+// read's revision and returns when events may be missing, the history turned
+// out to be another one, or ctx ended.
+func (s *Store) follow(ctx context.Context) error {
+	// Noted before the read: whatever it answers must not be older.
+	e := s.epoch.Load()
+	m := e.mark()
+	open, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	head, err := s.backend.Read(open, s.space.Probe())
+	if err != nil {
+		return fmt.Errorf("read the current revision: %w", err)
+	}
+	if e.number == 0 || e.dead.Load() || e.admit(m, head.Header) != nil {
+		if e.number > 0 {
+			s.log.Error("new epoch: nothing known before is used again", "cause", e.end.cause,
+				"cluster", fmt.Sprintf("%x", head.Header.ClusterId), "revision", head.Header.Revision)
+		}
+		e = newEpoch(e.number+1, s.slots)
+		e.cluster = head.Header.ClusterId
+		e.term.Store(head.Header.RaftTerm)
+	} else if e.applied.Load() > 0 {
+		s.counts.gaps.Add(1)
+	}
+	// The order of these four is the protocol: see the package comment.
+	h0 := head.Header.Revision
+	e.floor.Store(h0)
+	s.epoch.Store(e)
+	if s.closed.Load() { // Expire may have met the epoch before
+		s.Expire()
+	}
+	w, err := s.backend.Watch(open, s.space.Watched(), h0+1)
+	if err != nil {
+		return fmt.Errorf("open the watch: %w", err)
+	}
+	e.advance(h0)
+	s.log.Info("watching", "prefix", s.space.Watched(), "revision", h0, "epoch", e.number)
+
+	ctx, stop := context.WithCancel(ctx)
+	replacements := make(chan Watch)
+	probed := make(chan struct{})
+	go func() {
+		defer close(probed)
+		s.probe(ctx, e, w, replacements)
+	}()
+	err = s.apply(ctx, e, w, replacements)
+	stop()
+	<-probed
+	return err
+}
+
+// apply is the watcher: the one goroutine that raises fences. It owns w and
+// every replacement, and closes them.
+func (s *Store) apply(ctx context.Context, e *epoch, w Watch, replacements <-chan Watch) error {
+	defer func() { w.Close() }()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-e.end.ch:
+			return e.end.cause
+		case r := <-replacements:
+			// Whatever the old watch still had, the new one delivers: it began at
+			// applied + 1.
+			w.Close()
+			w = r
+		case u, ok := <-w.Updates():
+			if !ok {
+				return errors.New("the watch ended without a reason")
+			}
+			if err := s.update(e, u); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// update applies one response of the watch.
+func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
+	arrived := now()
+	if err := u.Err(); err != nil {
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			return fmt.Errorf("%w: compacted at revision %d", errGap, u.CompactRevision)
+		}
+		return fmt.Errorf("watch: %w", err)
+	}
+	if u.IsProgressNotify() {
+		e.advance(u.Header.Revision)
+		return nil
+	}
+	// The header's revision of a response with events is not progress: a replay
+	// carries the current one on every batch. Only the events' own count.
+	last := int64(0)
+	for _, ev := range u.Events {
+		rev := ev.Kv.ModRevision
+		if rev < last {
+			return fmt.Errorf("%w: event at revision %d after %d", errGap, rev, last)
+		}
+		last = rev
+		if rev <= e.applied.Load() {
+			// A repetition after a resume: the fence is there already. Raising it
+			// again costs nothing and would mend a notification that came too early.
+			s.counts.repeated.Add(1)
+		}
+		path, err := s.space.Parse(string(ev.Kv.Key))
+		if err != nil {
+			s.counts.ignored.Add(1)
+			s.log.Warn("key ignored", "cause", err, "revision", rev)
+			continue
+		}
+		e.raise(e.slot(s.hash(path.Record)), rev)
+	}
+	e.advance(last)
+	s.counts.events.Add(int64(len(u.Events)))
+	if s.onApply != nil && len(u.Events) > 0 {
+		s.onApply(len(u.Events), now()-arrived)
+	}
+	if s.onChange != nil {
+		for _, ev := range u.Events {
+			s.announce(ev)
+		}
+	}
+	return nil
+}
+
+func (s *Store) announce(ev *clientv3.Event) {
+	path, err := s.space.Parse(string(ev.Kv.Key))
+	if err != nil {
+		return
+	}
+	c := Change{Revision: ev.Kv.ModRevision, Path: path, Key: string(ev.Kv.Key), Deleted: ev.Type == mvccpb.Event_DELETE}
+	if path.Field == keyspace.FieldStatus || path.Field == keyspace.FieldProduct {
+		c.Value = string(ev.Kv.Value[:min(len(ev.Kv.Value), shownValue)])
+	}
+	s.onChange(c)
+}
