@@ -187,7 +187,7 @@ type Path struct {
 func (s Space) Parse(key string) (Path, error) {
 	rest, ok := strings.CutPrefix(key, s.prefix+"/")
 	if !ok {
-		return Path{}, fmt.Errorf("%q is outside %q", key, s.Watched())
+		return Path{}, fmt.Errorf("%s is outside %q", s.shown(key), s.Watched())
 	}
 	seg := strings.Split(rest, "/")
 	org, err := canonical(seg[0])
@@ -195,14 +195,14 @@ func (s Space) Parse(key string) (Path, error) {
 		err = CheckOrganization(authz.Organization(org))
 	}
 	if err != nil {
-		return Path{}, fmt.Errorf("%q: %w", key, err)
+		return Path{}, fmt.Errorf("%s: %w", s.shown(key), err)
 	}
 	p := Path{Record: Record{Organization: authz.Organization(org)}}
 	if len(seg) == 2 && seg[1] == ".barrier" {
 		return p, nil
 	}
 	if len(seg) < 4 {
-		return Path{}, fmt.Errorf("%q: want <org>/<folder>/<name>/<field>", key)
+		return Path{}, fmt.Errorf("%s: want <org>/<folder>/<name>/<field>", s.shown(key))
 	}
 	for k := KindKey; int(k) < len(kinds); k++ {
 		if kinds[k].folder == seg[1] {
@@ -211,14 +211,14 @@ func (s Space) Parse(key string) (Path, error) {
 	}
 	switch p.Record.Kind {
 	case KindNone:
-		return Path{}, fmt.Errorf("%q: no folder %q in the schema", key, seg[1])
+		return Path{}, fmt.Errorf("%s: no folder %q in the schema", s.shown(key), bounded(seg[1]))
 	case KindKey:
 		p.Record.Key, err = authz.ParseKeyID(seg[2])
 	default:
 		p.Record.Name, err = canonical(seg[2])
 	}
 	if err != nil {
-		return Path{}, fmt.Errorf("%q: %w", key, err)
+		return Path{}, fmt.Errorf("%s: %w", s.shown(key), err)
 	}
 	switch field := seg[3]; {
 	case len(seg) == 4 && field == "status" && p.Record.Kind != KindProduct:
@@ -228,11 +228,30 @@ func (s Space) Parse(key string) (Path, error) {
 	case len(seg) == 5 && field == "products" && p.Record.Kind == KindKey:
 		product, err := canonical(seg[4])
 		if err != nil {
-			return Path{}, fmt.Errorf("%q: %w", key, err)
+			return Path{}, fmt.Errorf("%s: %w", s.shown(key), err)
 		}
 		p.Field, p.Product = FieldProduct, authz.ProductName(product)
 	}
 	return p, nil
+}
+
+// shown quotes a key for an error. It is bounded, and leaves out what stands
+// in the place of a key's id without being one: that may be the consumer key.
+func (s Space) shown(key string) string {
+	seg := strings.SplitN(strings.TrimPrefix(key, s.prefix+"/"), "/", 4)
+	if len(seg) > 2 && seg[1] == kinds[KindKey].folder {
+		if _, err := authz.ParseKeyID(seg[2]); err != nil {
+			return fmt.Sprintf("%q", bounded(s.prefix+"/"+seg[0]+"/"+seg[1]+"/")+"…")
+		}
+	}
+	return fmt.Sprintf("%q", bounded(key))
+}
+
+func bounded(s string) string {
+	if len(s) > 200 {
+		return s[:200] + "…"
+	}
+	return s
 }
 
 // canonical unescapes a segment that is in the one form url.PathEscape gives.
@@ -240,9 +259,9 @@ func canonical(seg string) (string, error) {
 	name, err := url.PathUnescape(seg)
 	if err != nil || name == "" || url.PathEscape(name) != seg {
 		if err == nil && name != "" {
-			return "", fmt.Errorf("segment %q is not canonical, want %q", seg, url.PathEscape(name))
+			return "", fmt.Errorf("segment %q is not canonical, want %q", bounded(seg), bounded(url.PathEscape(name)))
 		}
-		return "", fmt.Errorf("segment %q is not an escaped name", seg)
+		return "", fmt.Errorf("segment %q is not an escaped name", bounded(seg))
 	}
 	return name, nil
 }

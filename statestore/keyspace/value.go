@@ -162,11 +162,16 @@ func (s Space) Developer(entries []Entry) *authz.Developer {
 	return d
 }
 
+// problem is bounded: an error quotes what somebody stored, which may be large.
 func problem(what string, err error) string {
 	if err == nil {
 		return ""
 	}
-	return what + ": " + err.Error()
+	p := what + ": " + err.Error()
+	if len(p) > 200 {
+		p = strings.ToValidUTF8(p[:200], "") + "…"
+	}
+	return p
 }
 
 // open parses a stored JSON value and checks its version.
