@@ -67,9 +67,20 @@ func (f *Fake) Delete(key string) int64 {
 	return f.write(clientv3.EventTypeDelete, key, "")
 }
 
+// PutNext is Put of a value that knows the revision it will have.
+func (f *Fake) PutNext(key string, value func(rev int64) string) int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.writeLocked(clientv3.EventTypePut, key, value(f.revision+1))
+}
+
 func (f *Fake) write(kind mvccpb.Event_EventType, key, value string) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.writeLocked(kind, key, value)
+}
+
+func (f *Fake) writeLocked(kind mvccpb.Event_EventType, key, value string) int64 {
 	f.revision++
 	kv := &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), ModRevision: f.revision}
 	if kind == clientv3.EventTypePut {

@@ -332,7 +332,11 @@ func frozen(t *testing.T, open func(*testing.T) Cluster) {
 	h := start(t, open)
 	h.PutApp()
 	h.PutKey(Key)
-	h.want(Key, authz.Allowed)
+	h.until("all three records are cached", 5*time.Second, func() bool {
+		misses := h.store.Status().Misses
+		h.want(Key, authz.Allowed)
+		return h.store.Status().Misses == misses
+	})
 	h.Freeze()
 	began := time.Now()
 	h.Put(Space.Status(keyspace.KeyRecord(Org, Key)), "revoked")
