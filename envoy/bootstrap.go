@@ -1,0 +1,198 @@
+package envoy
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"text/template"
+)
+
+//go:embed bootstrap.yaml
+var bootstrapTemplate string
+
+// Bootstrap is the hardened Envoy configuration (bootstrap.yaml) with its few
+// parameters. Addresses are "host:port", or "unix:///path" where noted.
+type Bootstrap struct {
+	// Listen is where clients connect, an IP address and a port; port 0 lets
+	// Envoy choose.
+	Listen string
+	// Admin is Envoy's own interface, which must stay on loopback. Empty means
+	// "127.0.0.1:0".
+	Admin string
+	// Authz is where keygate answers checks, in plain text: a loopback
+	// address, or unix:///path.
+	Authz string
+	// Upstream is the protected backend; unix:///path will do.
+	Upstream string
+	// KeyHeader as in Config. Config.KeyQuery has no counterpart: Envoy sends
+	// the path with its query in any case, keygate's answer strips the
+	// parameter, and no query is logged.
+	KeyHeader string
+	// AccessLog writes one JSON line a request to standard output.
+	AccessLog bool
+	// WebSocket lets WebSocket upgrades through, checked as any request.
+	WebSocket bool
+	// Routes in their order. After them, a catch-all without a product.
+	Routes []Route
+}
+
+// Route is one route to the upstream.
+type Route struct {
+	// Prefix of whole path segments, such as "/weather".
+	Prefix string
+	// Method limits the route to one; empty means any.
+	Method string
+	// Products that the route needs one of. None: keygate refuses.
+	Products []string
+	// Organization whose products they are; empty means keygate's default.
+	Organization string
+	// FilterMetadata adds namespaces to the route's metadata, or replaces
+	// what Products and Organization make of namespace "keygate".
+	FilterMetadata map[string]any
+	// ContextExtensions are sent with every check of the route.
+	ContextExtensions map[string]string
+	// Open leaves the route unchecked.
+	Open bool
+}
+
+// Metadata of the route in Envoy's configuration, by namespace.
+func (r Route) Metadata() map[string]any {
+	own := map[string]any{}
+	switch len(r.Products) {
+	case 0:
+	case 1:
+		own[metadataProduct] = r.Products[0]
+	default:
+		own[metadataProduct] = r.Products
+	}
+	if r.Organization != "" {
+		own[metadataOrganization] = r.Organization
+	}
+	all := map[string]any{}
+	if len(own) > 0 {
+		all[metadataNamespace] = own
+	}
+	for namespace, fields := range r.FilterMetadata {
+		all[namespace] = fields
+	}
+	return all
+}
+
+// QuickstartRoutes are two products beside each other; all other paths are the
+// catch-all's.
+func QuickstartRoutes() []Route {
+	return []Route{
+		{Prefix: "/weather", Products: []string{"Weather-Product"}},
+		{Prefix: "/orders", Products: []string{"Orders-Product"}},
+	}
+}
+
+// Render writes the configuration as YAML, or says what is wrong with b.
+func (b Bootstrap) Render() ([]byte, error) {
+	if b.Admin == "" {
+		b.Admin = "127.0.0.1:0"
+	}
+	if b.KeyHeader == "" {
+		b.KeyHeader = DefaultKeyHeader
+	}
+	b.KeyHeader = strings.ToLower(b.KeyHeader)
+	if err := b.check(); err != nil {
+		return nil, err
+	}
+	t, err := template.New("bootstrap.yaml").Funcs(template.FuncMap{
+		"json": toJSON, "address": envoyAddress, "clusterType": clusterType, "mutable": mutableHeaders,
+	}).Parse(bootstrapTemplate)
+	if err != nil {
+		return nil, fmt.Errorf("parse the bootstrap template: %w", err)
+	}
+	var out bytes.Buffer
+	if err := t.Execute(&out, b); err != nil {
+		return nil, fmt.Errorf("render the bootstrap: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+func (b Bootstrap) check() error {
+	if err := CheckKeyHeader(b.KeyHeader); err != nil {
+		return err
+	}
+	for _, a := range []struct{ what, address string }{
+		{"listen", b.Listen}, {"admin", b.Admin}, {"keygate", b.Authz}, {"upstream", b.Upstream},
+	} {
+		if _, err := envoyAddress(a.address); err != nil {
+			return fmt.Errorf("%s address: %w", a.what, err)
+		}
+	}
+	if listenIP(b.Listen) == nil {
+		return fmt.Errorf("listen address %q: want an IP address and a port", b.Listen)
+	}
+	if !listenIP(b.Admin).IsLoopback() {
+		return fmt.Errorf("admin address %q: want an IP address on loopback: who reaches it can end the process", b.Admin)
+	}
+	for _, r := range b.Routes {
+		if len(r.Prefix) < 2 || r.Prefix[0] != '/' || strings.HasSuffix(r.Prefix, "/") || strings.ContainsAny(r.Prefix, "?#") {
+			return fmt.Errorf("route %q: want a path such as \"/weather\", without a slash at its end", r.Prefix)
+		}
+		if len(r.Products) > maxProducts {
+			return fmt.Errorf("route %q: %d products, want at most %d", r.Prefix, len(r.Products), maxProducts)
+		}
+	}
+	return nil
+}
+
+// listenIP is the IP address of "ip:port"; nil if it is not of that form. Envoy
+// resolves no names to listen on.
+func listenIP(address string) net.IP {
+	host, _, _ := net.SplitHostPort(address)
+	return net.ParseIP(host)
+}
+
+func toJSON(v any) (string, error) {
+	b, err := json.Marshal(v)
+	return string(b), err
+}
+
+// envoyAddress is Envoy's form of an address, as JSON.
+func envoyAddress(address string) (string, error) {
+	if path, ok := strings.CutPrefix(address, "unix://"); ok {
+		if !filepath.IsAbs(path) {
+			return "", fmt.Errorf("%q: want unix:///absolute/path", address)
+		}
+		return toJSON(map[string]any{"pipe": map[string]any{"path": path}})
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("%q: port %q is not a number up to 65535", address, port)
+	case host == "":
+		return "", errors.New("no host in " + strconv.Quote(address))
+	}
+	return toJSON(map[string]any{"socket_address": map[string]any{"address": host, "port_value": n}})
+}
+
+// clusterType is STATIC for what needs no name to be resolved.
+func clusterType(address string) string {
+	host, _, _ := net.SplitHostPort(address)
+	if strings.HasPrefix(address, "unix://") || net.ParseIP(host) != nil {
+		return "STATIC"
+	}
+	return "STRICT_DNS"
+}
+
+// mutableHeaders is the regular expression of all header names that an allow
+// sets or removes, as JSON. The key header's name needs no quoting (see
+// CheckKeyHeader).
+func mutableHeaders(keyHeader string) (string, error) {
+	either := func(name string) string { return strings.ReplaceAll(name, "-", "[-_]") }
+	return toJSON(either("x-keygate-") + ".*|" + either(keyHeader))
+}
