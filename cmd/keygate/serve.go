@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"keygate/config"
+	"keygate/server"
+	"keygate/statestore"
+	"keygate/statestore/embedded"
+)
+
+func newServeCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve ext_authz, with an etcd of its own or yours",
+		Long: `Serve Envoy's ext_authz checks. Without --etcd-endpoints keygate runs an etcd of
+its own as a child process, with its data and its socket in --data-dir; with it
+keygate reads your cluster and runs nothing beside itself.
+
+Checks are refused with 503 until the first proof that the statuses are current,
+and whenever the last such proof is older than --staleness-budget.`,
+		Example: `  keygate serve --log-decisions denied
+  keygate serve --etcd-endpoints https://etcd-0:2379,https://etcd-1:2379`,
+		GroupID: groupRun,
+		Args:    noArguments,
+	}
+	flags := config.Register(cmd.Flags(), config.All()...)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := a.loadFor(flags)
+		if err != nil {
+			return err
+		}
+		return a.serve(cmd, cfg)
+	}
+	return cmd
+}
+
+func newAuthzCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "authz",
+		Short: "Serve ext_authz alone, from a cluster that it only reads",
+		Long: `Serve Envoy's ext_authz checks from an etcd cluster, and nothing else: the data
+plane alone, for a sidecar. It needs the right to read the keys below --prefix
+(keygate serve with --etcd-endpoints is the same today; what it gains later,
+this command stays without).`,
+		Example: `  keygate authz --etcd-endpoints https://etcd:2379 --authz-listen unix:///run/authz.sock
+  keygate authz --etcd-endpoints unix:///var/lib/keygate/etcd.sock`,
+		GroupID: groupRun,
+		Args:    noArguments,
+	}
+	flags := config.Register(cmd.Flags(), config.External, config.Keys, config.Org, config.Authz, config.Health)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := a.loadFor(flags)
+		if err != nil {
+			return err
+		}
+		if cfg.Embedded() {
+			return usageError(cmd, "no --etcd-endpoints: authz runs no etcd of its own")
+		}
+		return a.serve(cmd, cfg)
+	}
+	return cmd
+}
+
+// serve runs a server until the command is stopped.
+func (a *app) serve(cmd *cobra.Command, cfg *config.Config) error {
+	s, err := a.newServer(cfg, server.Config{Logger: a.logger(cfg)})
+	if err != nil {
+		return err
+	}
+	return s.Run(cmd.Context())
+}
+
+// newServer makes a server of cfg; the rest of sc is the caller's.
+func (a *app) newServer(cfg *config.Config, sc server.Config) (*server.Server, error) {
+	sc.Settings, sc.Version = cfg, buildVersion().Version
+	var err error
+	if cfg.Embedded() {
+		if sc.Child, err = embedded.NewChild(embedded.ChildConfig{DataDir: cfg.DataDir, QuotaBytes: cfg.EtcdQuota, Logger: sc.Logger}); err != nil {
+			return nil, fmt.Errorf("embedded etcd: %w", err)
+		}
+		sc.Etcd = statestore.EtcdConfig{Endpoints: []string{sc.Child.Endpoint()}}
+	} else if sc.Etcd, err = externalEtcd(cfg); err != nil {
+		return nil, err
+	}
+	return server.New(sc)
+}

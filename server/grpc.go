@@ -1,0 +1,115 @@
+package server
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"keygate/config"
+	"keygate/envoy"
+)
+
+// newGRPC returns the server of ext_authz, health and reflection (for ghz and
+// grpcurl; it tells the protocol, which is public).
+func (s *Server) newGRPC(service *envoy.Service) (*grpc.Server, error) {
+	options := envoy.ServerOptions(s.log)
+	if s.cfg.Settings.AuthzTLSCert != "" {
+		t, err := serverTLS(s.cfg.Settings)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, grpc.Creds(&loggedHandshakes{TransportCredentials: credentials.NewTLS(t), log: s.log, last: map[string]time.Time{}}))
+	}
+	g := grpc.NewServer(options...)
+	service.Register(g)
+	grpc_health_v1.RegisterHealthServer(g, s.health)
+	reflection.Register(g)
+	return g, nil
+}
+
+func serverTLS(set *config.Config) (*tls.Config, error) {
+	load := func() (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(set.AuthzTLSCert, set.AuthzTLSKey)
+		if err != nil {
+			return nil, fmt.Errorf("--authz-tls-cert, --authz-tls-key: %w", err)
+		}
+		return &pair, nil
+	}
+	if _, err := load(); err != nil {
+		return nil, err
+	}
+	t := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		// Read again for each connection, which Envoy keeps for minutes: a renewed
+		// certificate needs no restart.
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return load() },
+	}
+	if set.AuthzClientCA != "" {
+		pem, err := os.ReadFile(set.AuthzClientCA)
+		if err != nil {
+			return nil, fmt.Errorf("--authz-client-ca: %w", err)
+		}
+		t.ClientCAs = x509.NewCertPool()
+		if !t.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("--authz-client-ca: %s holds no PEM certificate", set.AuthzClientCA)
+		}
+		t.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return t, nil
+}
+
+// loggedHandshakes are credentials that say why a handshake failed, which
+// grpc-go keeps to itself: at most once a minute for each peer.
+type loggedHandshakes struct {
+	credentials.TransportCredentials
+	log *slog.Logger
+
+	mu   sync.Mutex
+	last map[string]time.Time // by host
+}
+
+// maxPeers bounds the memory of who has been logged.
+const maxPeers = 1024
+
+func (c *loggedHandshakes) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	secured, info, err := c.TransportCredentials.ServerHandshake(conn)
+	if err != nil {
+		host, _, splitErr := net.SplitHostPort(conn.RemoteAddr().String())
+		if splitErr != nil {
+			host = conn.RemoteAddr().String()
+		}
+		if c.first(host) {
+			c.log.Warn("TLS handshake refused", "peer", host, "cause", err)
+		}
+	}
+	return secured, info, err
+}
+
+func (c *loggedHandshakes) first(host string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if now.Sub(c.last[host]) < time.Minute {
+		return false
+	}
+	if len(c.last) >= maxPeers {
+		clear(c.last)
+	}
+	c.last[host] = now
+	return true
+}
+
+// Clone keeps the log: grpc-go clones credentials.
+func (c *loggedHandshakes) Clone() credentials.TransportCredentials {
+	return &loggedHandshakes{TransportCredentials: c.TransportCredentials.Clone(), log: c.log, last: map[string]time.Time{}}
+}

@@ -1,0 +1,342 @@
+// Package server puts keygate together: the etcd child, the store, the
+// ext_authz listener, health and metrics, started and stopped in an order that
+// never answers more than is known.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"keygate/authz"
+	"keygate/config"
+	"keygate/envoy"
+	"keygate/statestore"
+	"keygate/statestore/embedded"
+)
+
+const (
+	// DefaultDrain is longer than the 2 s between two health checks of the
+	// Envoy configuration that keygate brings along.
+	DefaultDrain = 3 * time.Second
+	// stopTimeout is how long calls under way may take after the drain.
+	stopTimeout = 5 * time.Second
+	// freshEvery is how often the health service follows the store.
+	freshEvery = 50 * time.Millisecond
+)
+
+// Config of a Server.
+type Config struct {
+	// Settings, already checked. Required.
+	Settings *config.Config
+	// Etcd to read. With a Child it is the child's endpoint.
+	Etcd statestore.EtcdConfig
+	// Child is the embedded etcd, which Run runs; nil for an external cluster.
+	Child *embedded.Child
+	// Version that /version and /status tell.
+	Version string
+	// Drain is how long the server goes on answering after it has said that it
+	// is stopping, so that Envoy can turn away. Zero means DefaultDrain,
+	// negative none.
+	Drain time.Duration
+	// OnDecision and OnChange are told every decision and every event on a
+	// record. They must not block, and may be called concurrently. May be nil.
+	OnDecision func(authz.Decision, time.Duration)
+	OnChange   func(statestore.Change)
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// Server is one replica. Its methods are safe for concurrent use.
+type Server struct {
+	cfg     Config
+	log     *slog.Logger
+	began   time.Time
+	store   *statestore.Store
+	backend *statestore.Etcd
+	metrics *metrics
+	events  *eventLog
+
+	authzListener, healthListener net.Listener
+	grpc                          *grpc.Server
+	health                        *health.Server
+	http                          *http.Server
+
+	draining atomic.Bool
+}
+
+// New checks what cfg names and takes its addresses; it starts nothing. An
+// error says which setting is at fault. A server that was made must be Run, or
+// Closed.
+func New(cfg Config) (_ *Server, err error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Drain == 0 {
+		cfg.Drain = DefaultDrain
+	}
+	s := &Server{cfg: cfg, log: cfg.Logger, began: time.Now(), health: health.NewServer()}
+	s.setServing(false)
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	set := cfg.Settings
+	if s.authzListener, err = listen("authz-listen", set.AuthzListen); err != nil {
+		return nil, err
+	}
+	if s.healthListener, err = listen("health-listen", set.HealthListen); err != nil {
+		return nil, err
+	}
+	if s.backend, err = statestore.NewEtcd(cfg.Etcd); err != nil {
+		return nil, err
+	}
+	s.metrics = newMetrics()
+	s.events = newEventLog(set.LogDecisions, s.log)
+	s.store, err = statestore.New(statestore.Config{
+		Backend: s.backend, Space: set.Space, StalenessBudget: set.StalenessBudget, Logger: s.log,
+		OnChange: s.onChange, OnApply: s.metrics.applied,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.metrics.watch(s.store)
+	service, err := envoy.New(envoy.Config{
+		Authorizer: &authz.Authorizer{Source: s.store},
+		KeyHeader:  set.KeyHeader, KeyQuery: set.KeyQuery, DenialBody: set.DenialBody,
+		Organization: set.Organization, OnDecision: s.onDecision, Logger: s.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if s.grpc, err = s.newGRPC(service); err != nil {
+		return nil, err
+	}
+	s.http = s.newHTTP()
+	return s, nil
+}
+
+// Store that the server answers from.
+func (s *Server) Store() *statestore.Store { return s.store }
+
+// AuthzAddr is where ext_authz is served, in the form of --authz-listen.
+func (s *Server) AuthzAddr() string { return address(s.authzListener) }
+
+// HealthAddr is where health and metrics are served, likewise.
+func (s *Server) HealthAddr() string { return address(s.healthListener) }
+
+func address(l net.Listener) string {
+	if l.Addr().Network() == "unix" {
+		return "unix://" + l.Addr().String()
+	}
+	return l.Addr().String()
+}
+
+// Close gives the addresses up without a Run.
+func (s *Server) Close() {
+	for _, l := range []net.Listener{s.authzListener, s.healthListener} {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+	if s.backend != nil {
+		_ = s.backend.Close()
+	}
+}
+
+// Run serves until ctx ends or a part fails for good, and returns when all has
+// stopped: nil after ctx, else why.
+//
+// Checks are answered from the start, and refused as stale until the first
+// proof; only then do health and readiness say yes. To stop, the server says
+// so, goes on answering for the drain, ends the calls under way, and then its
+// parts in the reverse order of their start.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.Close()
+	s.log.Info("keygate starts", "version", s.cfg.Version, "authz", s.AuthzAddr(), "health", s.HealthAddr(), "etcd", s.cfg.Etcd.Endpoints)
+	failed := make(chan error, 5)
+	// start runs a part on a context of its own and returns how to stop it.
+	start := func(what string, run func(context.Context) error) (stop func()) {
+		part, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if err := run(part); err != nil {
+				failed <- fmt.Errorf("%s: %w", what, err)
+			}
+		}()
+		return func() { cancel(); <-done }
+	}
+
+	defer start("event log", s.events.run)()
+	defer start("health listener", func(ctx context.Context) error {
+		defer context.AfterFunc(ctx, func() { _ = s.http.Close() })()
+		if err := s.http.Serve(s.healthListener); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})()
+	if s.cfg.Child != nil {
+		defer start("embedded etcd", s.cfg.Child.Run)()
+	}
+	stopStore := start("store", func(ctx context.Context) error {
+		if s.cfg.Child != nil {
+			select {
+			case <-s.cfg.Child.Ready(): // a client that was refused waits a second before it tries again
+			case <-ctx.Done():
+			}
+		}
+		return s.store.Run(ctx)
+	})
+	defer stopStore()
+	stopHealth := start("freshness", s.followStore)
+	stopGRPC := start("authz listener", func(ctx context.Context) error {
+		stopped := make(chan struct{})
+		defer context.AfterFunc(ctx, func() { defer close(stopped); s.stopGRPC() })()
+		err := s.grpc.Serve(s.authzListener)
+		if ctx.Err() != nil {
+			<-stopped
+		}
+		return err
+	})
+
+	var err error
+	select {
+	case <-ctx.Done():
+		s.log.Info("stopping", "drain", s.cfg.Drain)
+	case err = <-failed:
+		s.log.Error("stopping", "cause", err)
+	}
+	s.draining.Store(true)
+	stopHealth()
+	s.setServing(false)
+	if err == nil && s.cfg.Drain > 0 {
+		select {
+		case <-time.After(s.cfg.Drain):
+		case err = <-failed:
+		}
+	}
+	stopGRPC()
+	return err
+}
+
+// stopGRPC lets calls under way end. Whoever is not done in time gets a
+// refusal: the proof goes before the connection does.
+func (s *Server) stopGRPC() {
+	timer := time.AfterFunc(stopTimeout, func() {
+		s.store.Expire()
+		s.grpc.Stop()
+	})
+	defer timer.Stop()
+	s.grpc.GracefulStop()
+}
+
+// followStore keeps the gRPC health service true: SERVING only under a proof.
+func (s *Server) followStore(ctx context.Context) error {
+	tick := time.NewTicker(freshEvery)
+	defer tick.Stop()
+	serving := false
+	for {
+		if err := s.store.Fresh(); (err == nil) != serving {
+			serving = err == nil
+			s.setServing(serving)
+			if serving {
+				s.log.Info("serving", "revision", s.store.Status().AppliedRevision)
+			} else {
+				s.log.Error("not serving: checks are refused", "cause", err)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// setServing tells the health service, under the name of the whole server and
+// of the ext_authz service.
+func (s *Server) setServing(serving bool) {
+	status := grpc_health_v1.HealthCheckResponse_NOT_SERVING
+	if serving {
+		status = grpc_health_v1.HealthCheckResponse_SERVING
+	}
+	for _, service := range []string{"", envoy.ServiceName} {
+		s.health.SetServingStatus(service, status)
+	}
+}
+
+// ready tells why the server should not be sent checks; nil if it should.
+func (s *Server) ready() error {
+	if s.draining.Load() {
+		return errors.New("stopping")
+	}
+	return s.store.Fresh()
+}
+
+func (s *Server) onDecision(d authz.Decision, took time.Duration) {
+	s.metrics.decided(d, took)
+	s.events.decision(d, took)
+	if s.cfg.OnDecision != nil {
+		s.cfg.OnDecision(d, took)
+	}
+}
+
+func (s *Server) onChange(c statestore.Change) {
+	s.events.change(c)
+	if s.cfg.OnChange != nil {
+		s.cfg.OnChange(c)
+	}
+}
+
+// listen takes an address. flag names the setting, for the error.
+func listen(flag string, a config.Address) (net.Listener, error) {
+	if a.Network == "unix" {
+		if err := removeStale(a.Address); err != nil {
+			return nil, fmt.Errorf("--%s %s: %w", flag, a, err)
+		}
+	}
+	l, err := net.Listen(a.Network, a.Address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("--%s: %s is taken by another process; stop it, or choose another address", flag, a)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %w", flag, err)
+	}
+	return l, nil
+}
+
+// removeStale removes a socket that a killed process left behind, and nothing
+// else: not one that somebody serves, not a file.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != os.ModeSocket:
+		return errors.New("there is a file that is no socket")
+	}
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		_ = c.Close()
+		return errors.New("taken by another process; stop it, or choose another address")
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return err
+	}
+	return os.Remove(path)
+}
