@@ -34,13 +34,18 @@ const latestExpiry = 253402300799999
 // climb answers every rung; the caller takes the first refusal. It always
 // climbs the whole ladder, so that explain and the data path cannot differ.
 func climb(req Request, r Records, now time.Time) (rungs [numRungs]Rung, product ProductName) {
+	c := r.Credential
+	// What a rung says if nothing leads to it.
+	unknown := Rung{Reason: RecordUnreadable, Problem: "nothing is known of it"}
+	if c == nil {
+		unknown = Rung{Reason: KeyUnknown}
+	}
 	for i, level := range [numRungs]string{"key", "key status", "expiry", "app status", "developer status", "product on key"} {
-		rungs[i] = Rung{Level: level, Reason: RecordUnreadable, Problem: "nothing is known of it"}
+		rungs[i] = unknown
+		rungs[i].Level = level
 	}
 	product = req.Products[0]
-	c := r.Credential
 	if c == nil {
-		rungs[rungKey].Reason, rungs[rungKey].Problem = KeyUnknown, ""
 		return rungs, product
 	}
 	rungs[rungKey].Reason, rungs[rungKey].Problem = Allowed, ""

@@ -98,6 +98,8 @@ func commands() []func(*app) *cobra.Command {
 		newAuthzCommand,
 		newEtcdCommand,
 		newImportCommand,
+		newCheckCommand,
+		newStatusCommand,
 		newKeyIDCommand,
 		newConfigCommand,
 		newVersionCommand,
