@@ -1,0 +1,390 @@
+package statestore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"keygate/authz"
+	"keygate/statestore"
+	"keygate/statestore/keyspace"
+	"keygate/statestore/storetest"
+)
+
+// Stories that only a fake can tell: etcd shows these faults by chance.
+
+type world struct {
+	*storetest.Fake
+	t     testing.TB
+	store *statestore.Store
+	key   keyspace.Record
+	stop  func()
+}
+
+// begin runs a store over a fake that holds the sample key, approved.
+func begin(t testing.TB, change func(*statestore.Config)) *world {
+	t.Helper()
+	w := &world{Fake: storetest.NewFake(), t: t, key: keyspace.KeyRecord(storetest.Org, storetest.Key)}
+	c := storetest.Cluster{Put: w.Put}
+	c.PutApp()
+	c.PutKey(storetest.Key)
+	cfg := statestore.Config{Backend: w.Fake, Space: storetest.Space, StalenessBudget: statestore.MinStalenessBudget}
+	if t, ok := t.(*testing.T); ok {
+		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	var err error
+	if w.store, err = statestore.New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = w.store.Run(ctx)
+	}()
+	w.stop = sync.OnceFunc(func() { w.Thaw(); cancel(); <-done })
+	t.Cleanup(w.stop)
+	if err := w.store.Await(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func (w *world) decide(ctx context.Context, id authz.KeyID) authz.Decision {
+	a := authz.Authorizer{Source: w.store}
+	return a.Decide(ctx, authz.Request{Organization: storetest.Org, KeyID: id, Products: []authz.ProductName{storetest.Weather}})
+}
+
+func (w *world) want(want authz.Reason) {
+	w.t.Helper()
+	if d := w.decide(w.t.Context(), storetest.Key); d.Reason != want {
+		w.t.Fatalf("check answered %v (%s), want %v", d.Reason, d.Problem, want)
+	}
+}
+
+func (w *world) until(what string, ok func() bool) {
+	w.t.Helper()
+	for end := time.Now().Add(8 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			w.t.Fatalf("not within 8 s: %s; status %+v", what, w.store.Status())
+		}
+	}
+}
+
+func (w *world) applied(rev int64) {
+	w.t.Helper()
+	w.until(fmt.Sprint("revision applied: ", rev), func() bool { return w.store.Status().AppliedRevision >= rev })
+}
+
+func (w *world) cached() {
+	w.t.Helper()
+	w.until("all records cached", func() bool {
+		misses := w.store.Status().Misses
+		w.want(authz.Allowed)
+		return w.store.Status().Misses == misses
+	})
+}
+
+// The connection of the watch has died unseen while reads go on: a new watch
+// takes over before the proof ends, and delivers what the old one kept.
+func TestSilentWatchIsReplaced(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	w.cached()
+	w.Silence()
+	rev := w.Put(storetest.Space.Status(w.key), "revoked")
+	w.until("the watch is replaced", func() bool { return w.store.Status().Replaced > 0 })
+	w.applied(rev)
+	w.want(authz.KeyRevoked)
+	if err := w.store.Fresh(); err != nil {
+		t.Errorf("Fresh = %v, want the proof never to have ended", err)
+	}
+}
+
+// Progress that is asked for and never answered, while the revision moves on,
+// proves nothing: the proofs end.
+func TestNoProgressNoProof(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	w.DropProgress(true)
+	w.Put("/elsewhere", "an event that the watch does not deliver")
+	w.until("stale", func() bool { return w.store.Fresh() != nil })
+	w.want(authz.Stale)
+	if p := w.store.Status().Problem; !strings.Contains(p, "grpc-proxy") {
+		t.Errorf("problem %q, want it to name the usual cause", p)
+	}
+	w.DropProgress(false)
+	w.until("fresh again", func() bool { return w.store.Fresh() == nil })
+	w.want(authz.Allowed)
+}
+
+// An older copy of the data put back under the same address: whatever gives it
+// away, nothing known before is used again.
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	for name, as := range map[string]struct{ cluster, term uint64 }{
+		"the revision fell":      {1, 2},
+		"the raft term fell":     {1, 1},
+		"the cluster is another": {9, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := begin(t, nil)
+			old := w.Copy()
+			for range 5 {
+				w.applied(w.Put(storetest.Space.Status(w.key), "approved"))
+			}
+			w.cached()
+			if as.term == 1 || as.cluster != 1 {
+				for range 9 { // the copy has moved on beyond the revision applied here
+					old.Put("/elsewhere", "x")
+				}
+			}
+			old.Put(storetest.Space.Status(w.key), "revoked")
+			w.Restore(old, as.cluster, as.term)
+			w.until("new epoch", func() bool { return w.store.Status().Epoch == 2 })
+			w.until("fresh", func() bool { return w.store.Fresh() == nil })
+			w.want(authz.KeyRevoked)
+		})
+	}
+}
+
+// A load meets another cluster before the probe does.
+func TestRestoreSeenByLoad(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	w.Restore(storetest.NewFake(), 9, 2)
+	if d := w.decide(t.Context(), storetest.Key); d.Allowed() {
+		t.Fatalf("allowed by another cluster's history: %+v", d)
+	}
+	w.until("new epoch", func() bool { return w.store.Status().Epoch == 2 && w.store.Fresh() == nil })
+	w.want(authz.KeyUnknown)
+}
+
+// A load that has seen a change which the watch has not delivered yet: the
+// other records may lack what came before it. The check waits, or reads all in
+// one transaction; a yes that no single revision justifies is not given.
+func TestLoadAheadOfWatch(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	w.cached()
+	app := keyspace.AppRecord(storetest.Org, storetest.App)
+	// Another key of the same app, not loaded yet.
+	other := storetest.KeyID("another-key-0123456789")
+	c := storetest.Cluster{Put: w.Put}
+	c.PutKey(other)
+	w.applied(w.Put(storetest.Space.Status(keyspace.KeyRecord(storetest.Org, other)), "revoked"))
+
+	w.Hold(true) // events are on their way
+	w.Put(storetest.Space.Status(app), "revoked")
+	w.Put(storetest.Space.Status(keyspace.KeyRecord(storetest.Org, other)), "approved")
+	// The key is read as approved, the app is cached as approved: never both.
+	if d := w.decide(t.Context(), other); d.Reason != authz.AppRevoked {
+		t.Errorf("check answered %v (%s), want app_revoked: key and app were never approved together", d.Reason, d.Problem)
+	}
+	if n := w.store.Status().Snapshots; n == 0 {
+		t.Error("no transaction over all records, want one")
+	}
+	// With the events coming in time the check only waits.
+	release := time.AfterFunc(10*time.Millisecond, func() { w.Hold(false) })
+	defer release.Stop()
+	if d := w.decide(t.Context(), other); d.Reason != authz.AppRevoked {
+		t.Errorf("check answered %v, want app_revoked", d.Reason)
+	}
+}
+
+// A caller that hangs up does not fail the load that others wait for, and a
+// caller with a deadline gets its refusal before it.
+func TestLoadOutlivesItsCaller(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	read, answer := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	w.AfterRead(func(prefixes []string) {
+		if strings.Contains(prefixes[0], "/keys/") {
+			once.Do(func() { close(read); <-answer })
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	second := make(chan authz.Decision, 1)
+	go func() {
+		<-read
+		second <- w.decide(context.Background(), storetest.Key)
+	}()
+	d := w.decide(ctx, storetest.Key)
+	if d.Reason != authz.Stale || ctx.Err() != nil {
+		t.Errorf("answered %v, deadline passed: %v; want stale before the deadline", d.Reason, ctx.Err())
+	}
+	w.until("the second has joined", func() bool { return w.store.Status().Joined > 0 })
+	close(answer)
+	if d := <-second; !d.Allowed() {
+		t.Errorf("the second caller was answered %v (%s), want allowed", d.Reason, d.Problem)
+	}
+}
+
+// Reads that fail refuse what is not cached, and nothing else, until the proof
+// ends.
+func TestReadsFail(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	w.cached()
+	w.FailReads(errors.New("etcdserver: no leader"))
+	w.want(authz.Allowed)
+	d := w.decide(t.Context(), storetest.KeyID("never-seen-0123456789"))
+	if d.Reason != authz.Stale || !strings.Contains(d.Problem, "no leader") {
+		t.Errorf("answered %v (%s), want stale with etcd's words", d.Reason, d.Problem)
+	}
+	w.until("stale", func() bool { return w.store.Fresh() != nil })
+	w.want(authz.Stale)
+	w.FailReads(nil)
+	w.until("fresh", func() bool { return w.store.Fresh() == nil })
+	w.want(authz.Allowed)
+}
+
+// Keys nobody knows are shed above the rate, and take nothing from the keys
+// that are known, not even when all of those must load again.
+func TestUnknownKeysAreShed(t *testing.T) {
+	t.Parallel()
+	w := begin(t, func(c *statestore.Config) { c.UnknownLoadsPerSecond = 10 })
+	w.cached()
+	before := w.store.Status().Loads
+	shed := 0
+	for i := range 1000 {
+		switch d := w.decide(t.Context(), storetest.KeyID(fmt.Sprintf("junk-%016d", i))); d.Reason {
+		case authz.Overloaded:
+			shed++
+		case authz.KeyUnknown:
+		default:
+			t.Fatalf("answered %v (%s), want overloaded or key_unknown", d.Reason, d.Problem)
+		}
+	}
+	if n := w.store.Status().Loads - before; n > 20 || shed < 980 {
+		t.Errorf("1000 unknown keys caused %d loads, %d were shed; want about 10 loads", n, shed)
+	}
+	w.applied(w.Put(storetest.Space.Status(w.key), "approved")) // must load again
+	w.want(authz.Allowed)
+}
+
+// The slots of known records and of unknown keys are apart.
+func TestKnownRecordsHaveTurnsOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	w := begin(t, func(c *statestore.Config) { c.Loads = 2 })
+	w.cached()
+	stuck := make(chan struct{})
+	junk := storetest.KeyID("junk-0123456789abcdef")
+	w.AfterRead(func(prefixes []string) {
+		if strings.Contains(prefixes[0], junk.String()) {
+			<-stuck
+		}
+	})
+	var callers sync.WaitGroup
+	defer callers.Wait()
+	defer close(stuck)
+	callers.Go(func() { w.decide(context.Background(), junk) })
+	w.until("the junk load is under way", func() bool { return w.store.Status().Misses >= 4 })
+	if d := w.decide(t.Context(), storetest.KeyID("junk-two-0123456789")); d.Reason != authz.Overloaded {
+		t.Errorf("second unknown key answered %v, want overloaded: the one turn is taken", d.Reason)
+	}
+	w.applied(w.Put(storetest.Space.Status(w.key), "approved"))
+	w.want(authz.Allowed)
+}
+
+// Two records in one slot cost each other loads, never a wrong answer.
+func TestOneFenceSlot(t *testing.T) {
+	t.Parallel()
+	w := begin(t, func(c *statestore.Config) { c.FenceSlots = 1 })
+	other := storetest.KeyID("another-key-0123456789")
+	storetest.Cluster{Put: w.Put}.PutKey(other)
+	w.applied(w.Put(storetest.Space.Status(keyspace.KeyRecord(storetest.Org, other)), "revoked"))
+	w.want(authz.Allowed)
+	if d := w.decide(t.Context(), other); d.Reason != authz.KeyRevoked {
+		t.Errorf("answered %v, want key_revoked", d.Reason)
+	}
+	w.want(authz.Allowed)
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*statestore.Config){
+		"no backend":         func(c *statestore.Config) { c.Backend = nil },
+		"no space":           func(c *statestore.Config) { c.Space = keyspace.Space{} },
+		"a budget too short": func(c *statestore.Config) { c.StalenessBudget = statestore.MinStalenessBudget - 1 },
+		"a budget too long":  func(c *statestore.Config) { c.StalenessBudget = statestore.MaxStalenessBudget + 1 },
+		"slots":              func(c *statestore.Config) { c.FenceSlots = 3 },
+		"negative slots":     func(c *statestore.Config) { c.FenceSlots = -8 },
+		"a negative cache":   func(c *statestore.Config) { c.CacheBytes = -1 },
+		"one load":           func(c *statestore.Config) { c.Loads = 1 },
+		"a negative rate":    func(c *statestore.Config) { c.UnknownLoadsPerSecond = -1 },
+	} {
+		cfg := statestore.Config{Backend: storetest.NewFake(), Space: storetest.Space}
+		change(&cfg)
+		if _, err := statestore.New(cfg); err == nil {
+			t.Errorf("%s: New accepted %+v", name, cfg)
+		}
+	}
+}
+
+// Run leaves nothing behind, and the store refuses afterwards.
+func TestRunLeavesNothing(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	w := begin(t, nil)
+	w.want(authz.Allowed)
+	w.stop()
+	w.want(authz.Stale)
+	goleak.VerifyNone(t, before)
+}
+
+// A check whose three records are cached asks nobody and allocates nothing.
+func TestCachedReadAllocatesNothing(t *testing.T) {
+	w := begin(t, nil)
+	w.cached()
+	a := authz.Authorizer{Source: w.store}
+	req := authz.Request{Organization: storetest.Org, KeyID: storetest.Key, Products: []authz.ProductName{storetest.Weather}}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if n := testing.AllocsPerRun(1000, func() {
+		if d := a.Decide(ctx, req); !d.Allowed() {
+			t.Fatalf("answered %v", d.Reason)
+		}
+	}); n != 0 {
+		t.Errorf("a cached check allocates %v times, want 0", n)
+	}
+}
+
+func BenchmarkCachedRead(b *testing.B) {
+	w := begin(b, nil)
+	w.cached()
+	ctx := b.Context()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := w.store.Records(ctx, storetest.Org, storetest.Key); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkCheck is the whole decision, from the consumer key on.
+func BenchmarkCheck(b *testing.B) {
+	w := begin(b, nil)
+	w.cached()
+	a := authz.Authorizer{Source: w.store}
+	ctx, products := b.Context(), []authz.ProductName{storetest.Weather}
+	b.ReportAllocs()
+	for b.Loop() {
+		key, _ := authz.ParseConsumerKey("giIC9Au6XP82wJ1oxZuQU4L75OdNKLhb")
+		if d := a.Decide(ctx, authz.Request{Organization: storetest.Org, KeyID: key.ID(), Products: products}); !d.Allowed() {
+			b.Fatal(d.Reason)
+		}
+	}
+}
