@@ -32,6 +32,9 @@ import (
 	"keygate/authz"
 )
 
+// ServiceName of ext_authz v3, for the gRPC health service.
+const ServiceName = "envoy.service.auth.v3.Authorization"
+
 // DefaultKeyHeader carries the consumer key unless told otherwise.
 const DefaultKeyHeader = "x-api-key"
 

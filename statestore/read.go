@@ -122,13 +122,13 @@ func (s *Store) use(ctx context.Context, e *epoch, v *view, i int, want keyspace
 	}
 	v.want[i], v.hash[i] = want, h
 	known := false
-	if r, ok := s.caches.records.Get(h); ok && r != nil && r.id == want {
+	if r, ok := s.caches.records.Get(h); ok && r != nil {
 		if e.current(r, want, h) {
 			s.counts.hits.Add(1)
 			v.rec[i] = r
 			return nil
 		}
-		known = true
+		known = r.id == want
 	}
 	if want.Kind == keyspace.KindKey && !known {
 		if r, ok := s.caches.absent.Get(h); ok && r != nil && e.current(r, want, h) {

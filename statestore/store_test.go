@@ -141,9 +141,13 @@ func TestRestore(t *testing.T) {
 			t.Parallel()
 			w := begin(t, nil)
 			old := w.Copy()
+			// Then the records are read at a revision that the copy has not, while
+			// none of their keys has changed.
+			var last int64
 			for range 5 {
-				w.applied(w.Put(storetest.Space.Status(w.key), "approved"))
+				last = w.Put("/elsewhere", "x")
 			}
+			w.applied(last)
 			w.cached()
 			if as.term == 1 || as.cluster != 1 {
 				for range 9 { // the copy has moved on beyond the revision applied here
@@ -200,6 +204,40 @@ func TestLoadAheadOfWatch(t *testing.T) {
 	defer release.Stop()
 	if d := w.decide(t.Context(), other); d.Reason != authz.AppRevoked {
 		t.Errorf("check answered %v, want app_revoked", d.Reason)
+	}
+}
+
+// The header of a response with events carries the current revision, however
+// many events are still to come: it is not how far the watch has come.
+func TestHeaderIsNotProgress(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	w.cached()
+	w.Hold(true)
+	first := w.Put(storetest.Space.Status(keyspace.AppRecord(storetest.Org, storetest.App)), "approved")
+	w.Put(storetest.Space.Status(w.key), "revoked")
+	w.Step()
+	w.applied(first)
+	if got := w.store.Status().AppliedRevision; got != first {
+		t.Errorf("applied revision %d after the event at %d of two, want %d", got, first, first)
+	}
+}
+
+// ristretto compares nothing but 64 bits: a cached record is used only for the
+// key that it is of.
+func TestHashCollision(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	w.cached()
+	good, _ := w.store.Cache().Get(w.store.Hash(w.key))
+	other := keyspace.KeyRecord(storetest.Org, storetest.KeyID("another-key-0123456789"))
+	w.store.Cache().Set(w.store.Hash(other), good, 1)
+	w.store.Cache().Wait()
+	if d := w.decide(t.Context(), other.Key); d.Reason != authz.KeyUnknown {
+		t.Errorf("a key whose hash finds another's record was answered %v, want key_unknown", d.Reason)
+	}
+	if d := w.decide(t.Context(), storetest.Key); !d.Allowed() {
+		t.Errorf("the other key was answered %v, want allowed", d.Reason)
 	}
 }
 

@@ -113,6 +113,11 @@ func (a *app) explain(ctx context.Context, cfg *config.Config, req authz.Request
 		return d, nil, err
 	}
 	defer release()
+	client, err := dial(ctx, cfg, etcd) // says in etcd's words why it cannot be reached
+	if err != nil {
+		return d, nil, err
+	}
+	defer func() { _ = client.Close() }()
 	backend, err := statestore.NewEtcd(etcd)
 	if err != nil {
 		return d, nil, err

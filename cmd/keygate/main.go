@@ -94,9 +94,12 @@ func onStart(cmd *cobra.Command, f func()) {
 // commands lists the constructors of the subcommands, in the order of the help.
 func commands() []func(*app) *cobra.Command {
 	return []func(*app) *cobra.Command{
+		newQuickstartCommand,
+		newDemoCommand,
 		newServeCommand,
 		newAuthzCommand,
 		newEtcdCommand,
+		newEchoCommand,
 		newImportCommand,
 		newCheckCommand,
 		newStatusCommand,

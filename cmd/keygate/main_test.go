@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"keygate/authz"
+	"keygate/config"
 	"keygate/examples/quickstart"
 )
 
@@ -39,9 +40,10 @@ func TestMain(m *testing.M) {
 
 var update = flag.Bool("update", false, "rewrite the expected output in testdata/script")
 
-// Each story in testdata/script runs the binary as its users do. Two commands
+// Each story in testdata/script runs the binary as its users do. Commands
 // are added: "exits N prog args…" wants a certain status, "waitsocket FILE"
-// waits until somebody listens there; and a program: kv, a small etcdctl.
+// waits until somebody listens there, "waitready FILE" until the keygate whose
+// health socket it is answers checks; and a program: kv, a small etcdctl.
 func TestScripts(t *testing.T) {
 	// A unix socket's path has at most 107 bytes; the default folder is deep.
 	root, err := os.MkdirTemp("/tmp", "kg")
@@ -68,6 +70,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":      exits,
 			"waitsocket": waitSocket,
+			"waitready":  waitReady,
 		},
 	})
 }
@@ -106,6 +109,20 @@ func waitSocket(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("nobody listens: %v", err)
 		}
 		time.Sleep(10 * time.Millisecond) // between two looks at the condition
+	}
+}
+
+func waitReady(ts *testscript.TestScript, neg bool, args []string) {
+	waitSocket(ts, neg, args)
+	at := config.Address{Network: "unix", Address: ts.MkAbs(args[0])}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		st, err := fetchStatus(context.Background(), at)
+		if err == nil && st.Ready {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("not ready: %v %s", err, st.Problem)
+		}
 	}
 }
 

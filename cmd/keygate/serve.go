@@ -42,11 +42,12 @@ func newAuthzCommand(a *app) *cobra.Command {
 		Use:   "authz",
 		Short: "Serve ext_authz alone, from a cluster that it only reads",
 		Long: `Serve Envoy's ext_authz checks from an etcd cluster, and nothing else: the data
-plane alone, for a sidecar. It needs the right to read the keys below --prefix
-(keygate serve with --etcd-endpoints is the same today; what it gains later,
-this command stays without).`,
-		Example: `  keygate authz --etcd-endpoints https://etcd:2379 --authz-listen unix:///run/authz.sock
-  keygate authz --etcd-endpoints unix:///var/lib/keygate/etcd.sock`,
+plane alone, for a sidecar. It writes nothing, and needs no more than the right
+to read the keys below --prefix.`,
+		Example: `  keygate authz --etcd-endpoints https://etcd-0:2379,https://etcd-1:2379
+  # Beside another keygate's embedded etcd, for an Envoy on this machine
+  keygate authz --etcd-endpoints unix:///var/lib/keygate/etcd.sock \
+    --authz-listen unix:///run/keygate/authz.sock`,
 		GroupID: groupRun,
 		Args:    noArguments,
 	}

@@ -113,6 +113,16 @@ func (f *Fake) DropProgress(on bool) { f.fault(func() { f.faults.noProgress = on
 // notifications with them, until it is called with false.
 func (f *Fake) Hold(on bool) { f.fault(func() { f.faults.held = on }) }
 
+// Step lets each held watch deliver one event, under a header that knows of all
+// of them: a replay in batches.
+func (f *Fake) Step() {
+	f.fault(func() {
+		for w := range f.watches {
+			w.step = true
+		}
+	})
+}
+
 // AfterRead is called, if set, when a read has been taken from the store and
 // before its answer arrives: the moment in which a change can overtake it.
 func (f *Fake) AfterRead(hook func(prefixes []string)) { f.fault(func() { f.faults.afterRead = hook }) }
@@ -247,6 +257,7 @@ type fakeWatch struct {
 	next     int64 // the revision to look at next
 	progress bool  // asked for
 	silent   bool
+	step     bool // one event, although held
 }
 
 func (w *fakeWatch) Updates() clientv3.WatchChan { return w.updates }
@@ -296,6 +307,11 @@ func (w *fakeWatch) wait() (u clientv3.WatchResponse, ok bool) {
 		default:
 		}
 		switch {
+		case w.step && w.next <= f.revision:
+			w.step = false
+			ev := f.log[w.next-2]
+			w.next++
+			return clientv3.WatchResponse{Header: f.header(f.revision), Events: []*clientv3.Event{ev}}, true
 		case w.silent || f.faults.held || f.faults.thaw != nil || w.next > f.revision+1:
 		case w.next <= f.compacted:
 			return clientv3.WatchResponse{Header: f.header(f.revision), Canceled: true, CompactRevision: f.compacted + 1}, true
