@@ -16,6 +16,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -50,7 +52,15 @@ func (c EtcdConfig) Dial() (*clientv3.Client, error) {
 		Username:             c.User,
 		Password:             c.Password,
 		Logger:               zap.NewNop(), // errors are returned; its own lines would repeat them
-		DialOptions:          []grpc.DialOption{grpc.WithUserAgent("keygate")},
+		DialOptions: []grpc.DialOption{
+			grpc.WithUserAgent("keygate"),
+			// By default the wait between two attempts grows to two minutes, and so
+			// would an outage after etcd is back.
+			grpc.WithConnectParams(grpc.ConnectParams{
+				Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
+				MinConnectTimeout: 3 * time.Second,
+			}),
+		},
 	}
 	if strings.HasPrefix(c.Endpoints[0], "https://") || c.CACert != "" || c.Cert != "" {
 		t, err := c.tls()
@@ -119,7 +129,7 @@ func (b *Etcd) Read(ctx context.Context, prefixes ...string) (Snapshot, error) {
 	if len(prefixes) == 1 { // a plain range is a little cheaper than a transaction
 		r, err := b.cli.Get(ctx, prefixes[0], clientv3.WithPrefix())
 		if err != nil {
-			return Snapshot{}, err
+			return Snapshot{}, b.explain(err)
 		}
 		return Snapshot{Header: r.Header, Ranges: [][]*mvccpb.KeyValue{r.Kvs}}, nil
 	}
@@ -129,13 +139,22 @@ func (b *Etcd) Read(ctx context.Context, prefixes ...string) (Snapshot, error) {
 	}
 	r, err := b.cli.Txn(ctx).Then(ops...).Commit()
 	if err != nil {
-		return Snapshot{}, err
+		return Snapshot{}, b.explain(err)
 	}
 	s := Snapshot{Header: r.Header, Ranges: make([][]*mvccpb.KeyValue, len(prefixes))}
 	for i := range prefixes {
 		s.Ranges[i] = r.Responses[i].GetResponseRange().Kvs
 	}
 	return s, nil
+}
+
+// explain adds what the client keeps to itself: it repeats a read until ctx
+// ends, whatever is wrong with the connection.
+func (b *Etcd) explain(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) && b.cli.ActiveConnection().GetState() != connectivity.Ready {
+		return fmt.Errorf("no connection to etcd at %s: %w", strings.Join(b.cfg.Endpoints, ","), err)
+	}
+	return err
 }
 
 // Watch implements Backend.
