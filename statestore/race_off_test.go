@@ -32,4 +32,3 @@ func TestCachedReadAllocatesNothing(t *testing.T) {
 		t.Errorf("a cached check allocates %v times, want 0", n)
 	}
 }
-

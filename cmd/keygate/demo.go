@@ -146,6 +146,7 @@ func (p *tourPrinter) sum(t quickstart.Tour) {
 		{"put to refusal through Envoy", r.SentToAnswer},
 		{"put to event of a bare etcd watch", r.SentToEvent},
 		{"put's answer to refusal", r.AckToAnswer},
+		{"keygate's check of that request", r.Check},
 		{"one request, nothing changing", t.Request},
 	} {
 		fmt.Fprintf(p.w, "%-34s %8s %8s %8s\n", row.what, milliseconds(row.of.Median), milliseconds(row.of.P99), milliseconds(row.of.Max))

@@ -83,7 +83,7 @@ func exitCode(err error) int {
 // usageError says what is wrong with a command line, and where to read on.
 func usageError(cmd *cobra.Command, format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
-	return exitWith(exitUsage, fmt.Errorf("%w\nSee '%s --help'.", err, cmd.CommandPath()))
+	return exitWith(exitUsage, fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath()))
 }
 
 // holdsKeys annotates a command whose arguments may be consumer keys: no error
