@@ -96,6 +96,7 @@ var figures = func() (fs []figure) {
 	gauge("epoch", "Histories followed since the start: above 1 after a restore or another cluster.", func(s statestore.Status) float64 { return float64(s.Epoch) })
 	counter("cache_hits", "Records used from the cache.", func(s statestore.Status) int64 { return s.Hits })
 	counter("cache_negative_hits", "Keys found in the cache of keys that do not exist.", func(s statestore.Status) int64 { return s.AbsentHits })
+	counter("cache_caught_up", "Cached records brought up to date by the one event that they lacked.", func(s statestore.Status) int64 { return s.CaughtUp })
 	counter("cache_misses", "Records that had to be loaded.", func(s statestore.Status) int64 { return s.Misses })
 	counter("loads", "Reads of records sent to etcd.", func(s statestore.Status) int64 { return s.Loads })
 	counter("load_errors", "Reads of records that failed.", func(s statestore.Status) int64 { return s.LoadErrors })

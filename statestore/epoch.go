@@ -3,6 +3,7 @@ package statestore
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,9 @@ type epoch struct {
 	// fence[slot] is the newest revision of an event on a record of that slot.
 	// Two records that share a slot cost each other loads, never correctness.
 	fence []atomic.Int64
+	// recent holds the newest change of a flag among the records that share a
+	// place in it. It is stored before the fence that it raises.
+	recent []atomic.Pointer[change]
 	// floor is the revision below which no record may be used, whatever its
 	// fence. It is never 0 while anything may load.
 	floor atomic.Int64
@@ -50,7 +54,7 @@ type epoch struct {
 }
 
 func newEpoch(number int64, slots int) *epoch {
-	e := &epoch{number: number, fence: make([]atomic.Int64, slots)}
+	e := &epoch{number: number, fence: make([]atomic.Int64, slots), recent: make([]atomic.Pointer[change], min(slots, recentChanges))}
 	e.floor.Store(math.MaxInt64)
 	e.end.ch = make(chan struct{})
 	return e
@@ -85,11 +89,73 @@ func (r *record) exists() bool { return r.mod > 0 }
 // bound is the revision that a record of slot must have to be used.
 func (e *epoch) bound(slot uint64) int64 { return max(e.fence[slot].Load(), e.floor.Load()) }
 
-// raise lifts the fence of a slot to rev. Only the watcher calls it.
-func (e *epoch) raise(slot uint64, rev int64) {
-	if e.fence[slot].Load() < rev {
-		e.fence[slot].Store(rev)
+// recentChanges is how many changes an epoch remembers at most: those that checks may
+// meet before they have loaded the record again.
+const recentChanges = 4096
+
+// change is one put of a flag: all that changed in a record at revision rev,
+// unless something else did since revision prev. Immutable.
+type change struct {
+	record  keyspace.Record
+	field   keyspace.Field
+	product authz.ProductName
+	value   string
+	rev     int64
+	prev    int64 // the fence of the record's slot before this event
+}
+
+// raise lifts the fence of record k, of hash h, to rev. c, if not nil, is all
+// that happened to k at rev. Only the watcher calls it.
+func (e *epoch) raise(h uint64, rev int64, c *change) {
+	fence := &e.fence[e.slot(h)]
+	prev := fence.Load()
+	if prev >= rev {
+		return
 	}
+	if c != nil {
+		c.rev, c.prev = rev, prev
+		e.recent[h%uint64(len(e.recent))].Store(c)
+	}
+	fence.Store(rev)
+}
+
+// catchUp brings r, which is not current, up to date by the one event that it
+// lacks, if that is the put of a flag and still remembered. nil if not.
+//
+// It is exact: c is the newest event on any record of its slot, and r was read
+// at or after the one before, so nothing else happened to the record between
+// r.rev and c.rev.
+func (e *epoch) catchUp(r *record, want keyspace.Record, h uint64) *record {
+	bound := e.bound(e.slot(h))
+	c := e.recent[h%uint64(len(e.recent))].Load()
+	if c == nil || c.record != want || c.rev < bound ||
+		r.epoch != e || r.id != want || r.rev < c.prev || r.rev < e.floor.Load() {
+		return nil
+	}
+	n := *r
+	n.rev, n.mod = c.rev, c.rev
+	switch {
+	case r.credential != nil && c.field == keyspace.FieldStatus:
+		body := *r.credential
+		body.Status = keyspace.ParseStatus([]byte(c.value))
+		n.credential = &body
+	case r.credential != nil && c.field == keyspace.FieldProduct:
+		body := *r.credential
+		body.Products = maps.Clone(body.Products)
+		body.Products[c.product] = keyspace.ParseStatus([]byte(c.value))
+		n.credential = &body
+	case r.app != nil && c.field == keyspace.FieldStatus:
+		body := *r.app
+		body.Status = keyspace.ParseStatus([]byte(c.value))
+		n.app = &body
+	case r.developer != nil && c.field == keyspace.FieldStatus:
+		body := *r.developer
+		body.Status = keyspace.ParseDeveloperStatus([]byte(c.value))
+		n.developer = &body
+	default: // it did not exist, and one flag is not all of it
+		return nil
+	}
+	return &n
 }
 
 // advance stores applied, after the fences up to rev were raised. Only the

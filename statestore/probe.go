@@ -99,7 +99,7 @@ func (s *Store) report(err error) { s.trouble.Store(&trouble{err}) }
 
 // counts are monotone counters of one store.
 type counts struct {
-	hits, absentHits, misses                     atomic.Int64
+	hits, absentHits, caughtUp, misses           atomic.Int64
 	loads, loadErrors, joined, rejoined, rereads atomic.Int64
 	shed, waits, snapshots, unreadable           atomic.Int64
 	events, repeated, ignored, gaps, replaced    atomic.Int64

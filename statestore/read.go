@@ -128,6 +128,12 @@ func (s *Store) use(ctx context.Context, e *epoch, v *view, i int, want keyspace
 			v.rec[i] = r
 			return nil
 		}
+		if r := e.catchUp(r, want, h); r != nil {
+			s.counts.caughtUp.Add(1)
+			s.caches.put(h, r)
+			v.rec[i] = r
+			return nil
+		}
 		known = r.id == want
 	}
 	if want.Kind == keyspace.KindKey && !known {

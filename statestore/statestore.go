@@ -26,16 +26,23 @@
 //  4. If a record used holds a change newer than applied, the check waits for
 //     the watch to come so far and compares all again, or reads all three in one
 //     transaction: a yes is always a state that existed.
-//  5. The decision counts only if the proof of step 2 is still valid after it
+//  5. A cached record that lacks exactly one event, the put of a flag, is brought
+//     up to date by that event instead of by a load ([epoch.catchUp]): a
+//     revocation takes effect without a read, even if etcd answers none.
+//  6. The decision counts only if the proof of step 2 is still valid after it
 //     was made.
-//  6. Start, gap and new epoch are one thing: H0 of a linearizable read; floor =
+//  7. Start, gap and new epoch are one thing: H0 of a linearizable read; floor =
 //     H0; watch from H0+1; applied = H0. Nothing is listed, nothing cleared.
 //
 // Claim 1: a check that begins after applied >= R never uses a state of record
 // k older than an event on k at or before R. The fence was stored before applied, and
 // applied before the check began, so the comparison sees it. A record with a
 // lower revision fails the comparison; one that passes was read at a revision
-// that contains the event. Across a gap the floor takes the fences' place.
+// that contains the event. Across a gap the floor takes the fences' place. A
+// record caught up to R from r.rev by the event at R is what a read at R would
+// have answered: the fence before that event was not above r.rev, so nothing
+// else happened to the record in between, and etcd delivers all events of a
+// revision together, so the event was all that happened at R.
 //
 // Claim 2: with S the staleness budget, no check that begins more than S after
 // the acknowledgement of R says yes to what R closed. A valid proof is younger

@@ -21,6 +21,7 @@ type Status struct {
 
 	Hits        int64 `json:"cacheHits"`         // records used from the cache
 	AbsentHits  int64 `json:"negativeCacheHits"` // keys known not to exist
+	CaughtUp    int64 `json:"cacheCaughtUp"`     // cached records brought up to date by the one event they lacked
 	Misses      int64 `json:"cacheMisses"`       // records that had to be loaded
 	Loads       int64 `json:"loads"`             // reads sent to etcd
 	LoadErrors  int64 `json:"loadErrors"`
@@ -44,7 +45,7 @@ func (s *Store) Status() Status {
 	e, c := s.epoch.Load(), &s.counts
 	st := Status{
 		ProofAge: -1, StalenessBudget: s.budget, AppliedRevision: e.applied.Load(), Epoch: e.number, ClusterID: e.cluster,
-		Hits: c.hits.Load(), AbsentHits: c.absentHits.Load(), Misses: c.misses.Load(),
+		Hits: c.hits.Load(), AbsentHits: c.absentHits.Load(), CaughtUp: c.caughtUp.Load(), Misses: c.misses.Load(),
 		Loads: c.loads.Load(), LoadErrors: c.loadErrors.Load(), Joined: c.joined.Load(), Shed: c.shed.Load(),
 		Rereads: c.rereads.Load() + c.rejoined.Load(), Waits: c.waits.Load(), Snapshots: c.snapshots.Load(), Unreadable: c.unreadable.Load(),
 		Events: c.events.Load(), Repeated: c.repeated.Load(), Ignored: c.ignored.Load(), Gaps: c.gaps.Load(), Replaced: c.replaced.Load(),

@@ -344,6 +344,8 @@ func TestOneFenceSlot(t *testing.T) {
 	w := begin(t, func(c *statestore.Config) { c.FenceSlots = 1 })
 	other := storetest.KeyID("another-key-0123456789")
 	storetest.Cluster{Put: w.Put}.PutKey(other)
+	w.applied(w.Put(storetest.Space.Status(keyspace.KeyRecord(storetest.Org, other)), "approved"))
+	w.cached()
 	w.applied(w.Put(storetest.Space.Status(keyspace.KeyRecord(storetest.Org, other)), "revoked"))
 	w.want(authz.Allowed)
 	if d := w.decide(t.Context(), other); d.Reason != authz.KeyRevoked {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -25,12 +27,29 @@ const (
 	stressEvents   = 10_000
 )
 
-// stressTruth is what the watcher has applied: rev[k] is the newest revision of
-// key k that had been applied when it was stored.
+// stressTruth is what the watcher has applied: the newest revision of the
+// details, and of the flag, of key k that had been applied when it was stored.
 type stressTruth struct {
 	ids [stressKeys]authz.KeyID
 	idx map[authz.KeyID]int
-	rev [stressKeys]atomic.Int64
+	rev [stressKeys]struct{ details, flag atomic.Int64 }
+}
+
+// state is the revisions that a read found in a key's details and flag.
+type state struct{ details, flag int64 }
+
+// saw notes an event.
+func (s *stressTruth) saw(p keyspace.Path, rev int64) {
+	if p.Record.Kind != keyspace.KindKey {
+		return
+	}
+	at := &s.rev[s.idx[p.Record.Key]]
+	switch p.Field {
+	case keyspace.FieldDetails:
+		at.details.Store(rev)
+	case keyspace.FieldProduct:
+		at.flag.Store(rev)
+	}
 }
 
 func newTruth() *stressTruth {
@@ -47,11 +66,21 @@ func stressValue(rev int64) string {
 	return fmt.Sprintf(`{"v":1,"developerId":%q,"appId":%q,"expiresAt":%d}`, storetest.Developer, storetest.App, rev)
 }
 
+// A flag's value is the revision that wrote it, too. That is no status, so it
+// shows in the flag's problem.
+func stressFlag(rev int64) string { return strconv.FormatInt(rev, 10) }
+
+func flagRevision(f authz.Flag) int64 {
+	_, number, _ := strings.Cut(f.Problem, `"`)
+	number, _, _ = strings.Cut(number, `"`)
+	rev, _ := strconv.ParseInt(number, 10, 64)
+	return rev
+}
+
 // stress lets readers look up random keys while a writer changes them, until
-// stressReads were made. read returns the revision of the state it got, false
-// if it got none. A state older than what had been applied before the read
+// stressReads were made. read returns the state it got, false if it got none. A state older than what had been applied before the read
 // began is stale.
-func stress(t *testing.T, f *storetest.Fake, s *stressTruth, read func(k int) (rev int64, ok bool, err error)) (reads, answered, stale int64) {
+func stress(t *testing.T, f *storetest.Fake, s *stressTruth, read func(k int) (got state, ok bool, err error)) (reads, answered, stale int64) {
 	t.Helper()
 	stop := make(chan struct{})
 	var writer sync.WaitGroup
@@ -66,7 +95,12 @@ func stress(t *testing.T, f *storetest.Fake, s *stressTruth, read func(k int) (r
 			}
 			for range stressEvents / 1000 {
 				k := rand.N(stressKeys)
-				f.PutNext(storetest.Space.Details(keyspace.KeyRecord(storetest.Org, s.ids[k])), stressValue)
+				r := keyspace.KeyRecord(storetest.Org, s.ids[k])
+				if rand.N(2) == 0 {
+					f.PutNext(storetest.Space.Details(r), stressValue)
+				} else {
+					f.PutNext(storetest.Space.KeyProduct(r, storetest.Weather), stressFlag)
+				}
 			}
 		}
 	})
@@ -79,8 +113,9 @@ func stress(t *testing.T, f *storetest.Fake, s *stressTruth, read func(k int) (r
 			zipf := rand.NewZipf(rand.New(rand.NewPCG(rand.Uint64(), 1)), 1.4, 1, stressKeys-1)
 			for total.Add(1) <= stressReads {
 				k := int(zipf.Uint64())
-				want := s.rev[k].Load() // before the read begins
-				rev, ok, err := read(k)
+				// Before the read begins.
+				want := state{s.rev[k].details.Load(), s.rev[k].flag.Load()}
+				now, ok, err := read(k)
 				if err != nil {
 					t.Error(err)
 					return
@@ -89,7 +124,7 @@ func stress(t *testing.T, f *storetest.Fake, s *stressTruth, read func(k int) (r
 					continue
 				}
 				got.Add(1)
-				if rev < want {
+				if now.details < want.details || now.flag < want.flag {
 					old.Add(1)
 				}
 			}
@@ -101,6 +136,19 @@ func stress(t *testing.T, f *storetest.Fake, s *stressTruth, read func(k int) (r
 	return min(total.Load(), stressReads), got.Load(), old.Load()
 }
 
+// naiveEntry is a value by itself: a key's details, or its flag.
+type naiveEntry struct {
+	key uint64
+	rev int64
+}
+
+func field(p keyspace.Path) int {
+	if p.Field == keyspace.FieldProduct {
+		return 1
+	}
+	return 0
+}
+
 // Ten million reads under eviction pressure (a tenth of that under the race
 // detector): none may see a state from before an event that had been applied
 // when it began. Beside it the scheme that everybody writes first: a watcher
@@ -108,8 +156,8 @@ func stress(t *testing.T, f *storetest.Fake, s *stressTruth, read func(k int) (r
 func TestStress(t *testing.T) {
 	t.Run("a watcher that Sets", func(t *testing.T) {
 		f, s := storetest.NewFake(), newTruth()
-		c, err := ristretto.NewCache(&ristretto.Config[uint64, entry]{
-			NumCounters: 10 * stressCapacity, MaxCost: stressCapacity, BufferItems: 64, IgnoreInternalCost: true,
+		c, err := ristretto.NewCache(&ristretto.Config[uint64, naiveEntry]{
+			NumCounters: 20 * stressCapacity, MaxCost: 2 * stressCapacity, BufferItems: 64, IgnoreInternalCost: true,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -119,6 +167,9 @@ func TestStress(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// What everybody writes: the watcher Sets what an event says, a reader that
+		// finds nothing loads and Sets.
+		set := func(e naiveEntry) { c.Set(e.key, e, 1) }
 		var watcher sync.WaitGroup
 		watcher.Go(func() {
 			for u := range w.Updates() {
@@ -128,22 +179,30 @@ func TestStress(t *testing.T) {
 						t.Error(err)
 					}
 					k := s.idx[p.Record.Key]
-					c.Set(uint64(k), entry{rev: ev.Kv.ModRevision}, 1)
-					s.rev[k].Store(ev.Kv.ModRevision)
+					set(naiveEntry{key: uint64(2*k + field(p)), rev: ev.Kv.ModRevision})
+					s.saw(p, ev.Kv.ModRevision)
 				}
 			}
 		})
-		reads, answered, stale := stress(t, f, s, func(k int) (int64, bool, error) {
-			if e, ok := c.Get(uint64(k)); ok {
-				return e.rev, true, nil
+		reads, answered, stale := stress(t, f, s, func(k int) (got state, ok bool, err error) {
+			details, ok1 := c.Get(uint64(2 * k))
+			flag, ok2 := c.Get(uint64(2*k + 1))
+			if ok1 && ok2 {
+				return state{details.rev, flag.rev}, true, nil
 			}
 			snap, err := f.Read(ctx, storetest.Space.Folder(keyspace.KeyRecord(storetest.Org, s.ids[k])))
-			if err != nil || len(snap.Ranges[0]) == 0 {
-				return 0, false, err
+			if err != nil {
+				return got, false, err
 			}
-			e := entry{rev: snap.Ranges[0][0].ModRevision}
-			c.Set(uint64(k), e, 1)
-			return e.rev, true, nil
+			for _, kv := range snap.Ranges[0] {
+				p, err := storetest.Space.Parse(string(kv.Key))
+				if err != nil {
+					return got, false, err
+				}
+				set(naiveEntry{key: uint64(2*k + field(p)), rev: kv.ModRevision})
+				*[]*int64{&got.details, &got.flag}[field(p)] = kv.ModRevision
+			}
+			return got, len(snap.Ranges[0]) == 2, nil
 		})
 		t.Logf("naive: %d reads, %d answered, %d stale", reads, answered, stale)
 		if stale == 0 {
@@ -159,11 +218,7 @@ func TestStress(t *testing.T) {
 		store, err := statestore.New(statestore.Config{
 			Backend: f, Space: storetest.Space, CacheBytes: stressCapacity * 500,
 			UnknownLoadsPerSecond: 1e6, // evicted keys are unknown keys, and many
-			OnChange: func(c statestore.Change) {
-				if c.Path.Field == keyspace.FieldDetails && c.Path.Record.Kind == keyspace.KindKey {
-					s.rev[s.idx[c.Path.Record.Key]].Store(c.Revision)
-				}
-			},
+			OnChange:              func(c statestore.Change) { s.saw(c.Path, c.Revision) },
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -171,9 +226,11 @@ func TestStress(t *testing.T) {
 		c := storetest.Cluster{Put: f.Put}
 		c.PutApp()
 		for _, id := range s.ids {
-			// Overwritten before the store starts: the first has no revision in it.
+			// Overwritten before the store starts: the first have no revision in them.
 			c.PutKey(id)
-			f.PutNext(storetest.Space.Details(keyspace.KeyRecord(storetest.Org, id)), stressValue)
+			r := keyspace.KeyRecord(storetest.Org, id)
+			f.PutNext(storetest.Space.Details(r), stressValue)
+			f.PutNext(storetest.Space.KeyProduct(r, storetest.Weather), stressFlag)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -182,20 +239,17 @@ func TestStress(t *testing.T) {
 			t.Fatal(err)
 		}
 		var refused atomic.Int64
-		reads, answered, stale := stress(t, f, s, func(k int) (int64, bool, error) {
+		reads, answered, stale := stress(t, f, s, func(k int) (state, bool, error) {
 			r, err := store.Records(ctx, storetest.Org, s.ids[k])
 			if err != nil {
 				// A refusal is never stale; too many would mean that nothing was tested.
 				if !errors.Is(err, authz.ErrUnavailable) && !errors.Is(err, authz.ErrOverloaded) {
-					return 0, false, err
+					return state{}, false, err
 				}
 				refused.Add(1)
-				return 0, false, nil
+				return state{}, false, nil
 			}
-			if r.Credential == nil {
-				return 0, true, nil // a state too: stale if the key had been applied
-			}
-			return r.Credential.ExpiresAt, true, nil
+			return state{r.Credential.ExpiresAt, flagRevision(r.Credential.Products[storetest.Weather])}, true, nil
 		})
 		t.Logf("validate on read: %d reads, %d answered, %d stale, %d refused; %+v", reads, answered, stale, refused.Load(), store.Status())
 		if stale > 0 {

@@ -117,7 +117,7 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 	// The header's revision of a response with events is not progress: a replay
 	// carries the current one on every batch. Only the events' own count.
 	last := int64(0)
-	for _, ev := range u.Events {
+	for i, ev := range u.Events {
 		rev := ev.Kv.ModRevision
 		if rev < last {
 			return fmt.Errorf("%w: event at revision %d after %d", errGap, rev, last)
@@ -134,7 +134,14 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 			s.log.Warn("key ignored", "cause", err, "revision", rev)
 			continue
 		}
-		e.raise(e.slot(s.hash(path.Record)), rev)
+		// etcd guarantees that all events of a revision come in one response. A
+		// revision with more than one is a transaction, of which no event by itself
+		// is all that happened.
+		var c *change
+		if alone(u.Events, i) {
+			c = flagChange(path, ev)
+		}
+		e.raise(s.hash(path.Record), rev, c)
 	}
 	e.advance(last)
 	s.counts.events.Add(int64(len(u.Events)))
@@ -147,6 +154,23 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 		}
 	}
 	return nil
+}
+
+// alone tells whether no other event has the i-th event's revision.
+func alone(events []*clientv3.Event, i int) bool {
+	rev := events[i].Kv.ModRevision
+	return (i == 0 || events[i-1].Kv.ModRevision != rev) &&
+		(i == len(events)-1 || events[i+1].Kv.ModRevision != rev)
+}
+
+// flagChange is the put of a flag; nil for any other event. A delete may leave
+// nothing of its record, so it is loaded again.
+func flagChange(path keyspace.Path, ev *clientv3.Event) *change {
+	if ev.Type != mvccpb.Event_PUT || len(ev.Kv.Value) > shownValue ||
+		path.Field != keyspace.FieldStatus && path.Field != keyspace.FieldProduct {
+		return nil
+	}
+	return &change{record: path.Record, field: path.Field, product: path.Product, value: string(ev.Kv.Value)}
 }
 
 func (s *Store) announce(ev *clientv3.Event) {

@@ -25,7 +25,7 @@ type Fake struct {
 	cluster   uint64
 	term      uint64
 	kvs       map[string]*mvccpb.KeyValue
-	log       []*clientv3.Event // one a revision, from revision 2 on
+	log       [][]*clientv3.Event // by revision, from 2 on
 	watches   map[*fakeWatch]bool
 
 	faults faults
@@ -50,46 +50,46 @@ func NewFake() *Fake {
 }
 
 // Put writes one key and returns the revision.
-func (f *Fake) Put(key, value string) int64 {
-	return f.write(clientv3.EventTypePut, key, value)
-}
+func (f *Fake) Put(key, value string) int64 { return f.PutAll(key, value) }
 
-// Delete deletes one key and returns the revision; that of now if there was no
-// such key.
-func (f *Fake) Delete(key string) int64 {
+// PutAll writes keys and values, in turn, in one transaction.
+func (f *Fake) PutAll(keysAndValues ...string) int64 {
 	f.mu.Lock()
-	_, ok := f.kvs[key]
-	now := f.revision
-	f.mu.Unlock()
-	if !ok {
-		return now
-	}
-	return f.write(clientv3.EventTypeDelete, key, "")
+	defer f.mu.Unlock()
+	return f.putLocked(keysAndValues)
 }
 
 // PutNext is Put of a value that knows the revision it will have.
 func (f *Fake) PutNext(key string, value func(rev int64) string) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.writeLocked(clientv3.EventTypePut, key, value(f.revision+1))
+	return f.putLocked([]string{key, value(f.revision + 1)})
 }
 
-func (f *Fake) write(kind mvccpb.Event_EventType, key, value string) int64 {
+func (f *Fake) putLocked(keysAndValues []string) int64 {
+	f.revision++
+	var events []*clientv3.Event
+	for kv := range slices.Chunk(keysAndValues, 2) {
+		put := &mvccpb.KeyValue{Key: []byte(kv[0]), Value: []byte(kv[1]), ModRevision: f.revision}
+		f.kvs[kv[0]] = put
+		events = append(events, &clientv3.Event{Type: clientv3.EventTypePut, Kv: put})
+	}
+	f.log = append(f.log, events)
+	f.changed.Broadcast()
+	return f.revision
+}
+
+// Delete deletes one key and returns the revision; that of now if there was no
+// such key.
+func (f *Fake) Delete(key string) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.writeLocked(kind, key, value)
-}
-
-func (f *Fake) writeLocked(kind mvccpb.Event_EventType, key, value string) int64 {
-	f.revision++
-	kv := &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), ModRevision: f.revision}
-	if kind == clientv3.EventTypePut {
-		f.kvs[key] = kv
-	} else {
-		kv.Value = nil
-		delete(f.kvs, key)
+	if f.kvs[key] == nil {
+		return f.revision
 	}
-	f.log = append(f.log, &clientv3.Event{Type: kind, Kv: kv})
+	f.revision++
+	delete(f.kvs, key)
+	f.log = append(f.log, []*clientv3.Event{{Type: clientv3.EventTypeDelete, Kv: &mvccpb.KeyValue{Key: []byte(key), ModRevision: f.revision}}})
 	f.changed.Broadcast()
 	return f.revision
 }
@@ -113,7 +113,7 @@ func (f *Fake) DropProgress(on bool) { f.fault(func() { f.faults.noProgress = on
 // notifications with them, until it is called with false.
 func (f *Fake) Hold(on bool) { f.fault(func() { f.faults.held = on }) }
 
-// Step lets each held watch deliver one event, under a header that knows of all
+// Step lets each held watch deliver one revision, under a header that knows of all
 // of them: a replay in batches.
 func (f *Fake) Step() {
 	f.fault(func() {
@@ -257,7 +257,7 @@ type fakeWatch struct {
 	next     int64 // the revision to look at next
 	progress bool  // asked for
 	silent   bool
-	step     bool // one event, although held
+	step     bool // one revision, although held
 }
 
 func (w *fakeWatch) Updates() clientv3.WatchChan { return w.updates }
@@ -309,17 +309,18 @@ func (w *fakeWatch) wait() (u clientv3.WatchResponse, ok bool) {
 		switch {
 		case w.step && w.next <= f.revision:
 			w.step = false
-			ev := f.log[w.next-2]
 			w.next++
-			return clientv3.WatchResponse{Header: f.header(f.revision), Events: []*clientv3.Event{ev}}, true
+			return clientv3.WatchResponse{Header: f.header(f.revision), Events: f.log[w.next-3]}, true
 		case w.silent || f.faults.held || f.faults.thaw != nil || w.next > f.revision+1:
 		case w.next <= f.compacted:
 			return clientv3.WatchResponse{Header: f.header(f.revision), Canceled: true, CompactRevision: f.compacted + 1}, true
 		case w.next <= f.revision:
 			var events []*clientv3.Event
 			for ; w.next <= f.revision; w.next++ {
-				if ev := f.log[w.next-2]; strings.HasPrefix(string(ev.Kv.Key), w.prefix) {
-					events = append(events, ev)
+				for _, ev := range f.log[w.next-2] {
+					if strings.HasPrefix(string(ev.Kv.Key), w.prefix) {
+						events = append(events, ev)
+					}
 				}
 			}
 			if len(events) > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ func TestFake(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Cluster {
 		f := storetest.NewFake()
 		return storetest.Cluster{
-			Backend: f, Put: f.Put, Delete: f.Delete, Compact: f.Compact, Freeze: f.Freeze, Thaw: f.Thaw,
+			Backend: f, Put: f.Put, PutAll: f.PutAll, Delete: f.Delete, Compact: f.Compact, Freeze: f.Freeze, Thaw: f.Thaw,
 			CutOff:    func() { f.Hold(true) },
 			Reconnect: func() { f.Hold(false) },
 			Replace:   func() { f.Restore(storetest.NewFake(), 77, 9) },
@@ -58,6 +59,15 @@ func TestEtcd(t *testing.T) {
 			},
 			Delete: func(key string) int64 {
 				r, err := cli.Delete(ctx(), key)
+				must(err)
+				return r.Header.Revision
+			},
+			PutAll: func(keysAndValues ...string) int64 {
+				var ops []clientv3.Op
+				for kv := range slices.Chunk(keysAndValues, 2) {
+					ops = append(ops, clientv3.OpPut(kv[0], kv[1]))
+				}
+				r, err := cli.Txn(ctx()).Then(ops...).Commit()
 				must(err)
 				return r.Header.Revision
 			},
