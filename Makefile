@@ -33,8 +33,8 @@ BUILD := CGO_ENABLED=0 go build -trimpath $(VCS)
 LDFLAGS := -s -w $(if $(VERSION),-X main.version=$(VERSION))
 
 # What the tests take instead of looking for themselves.
-TEST_ENV := KEYGATE_TEST_ENVOY=$(ROOT)/$(T)/envoy KEYGATE_TEST_ETCDCTL=$(ROOT)/$(T)/etcdctl \
-	KEYGATE_TEST_ETCDCTL_34=$(ROOT)/$(T)/etcdctl-3.4 KEYGATE_TEST_GHZ=$(ROOT)/$(T)/ghz
+TEST_ENV := TEST_ENVOY=$(ROOT)/$(T)/envoy TEST_ETCDCTL=$(ROOT)/$(T)/etcdctl \
+	TEST_ETCDCTL_34=$(ROOT)/$(T)/etcdctl-3.4 TEST_GHZ=$(ROOT)/$(T)/ghz
 TOOLS := $(T)/envoy $(T)/etcdctl $(T)/etcdctl-3.4 $(T)/ghz
 
 # The packages whose goroutines share state; the others have none to race for.

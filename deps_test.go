@@ -73,7 +73,9 @@ var graph = []edge{
 	{"config", "authz statestore/keyspace", []string{pflag, yaml}},
 	{"server", "apigee authz catalog config envoy envoy/proxy examples/quickstart ledger statestore statestore/embedded statestore/keyspace",
 		[]string{etcdAPI, etcdClient, grpc, prometheus, rate, sys}},
-	{"cmd/keygate", "apigee authz catalog config envoy envoy/proxy examples/quickstart ledger server statestore statestore/embedded statestore/keyspace",
+	{"quickstart", "apigee authz config envoy envoy/proxy examples/quickstart ledger server statestore statestore/keyspace",
+		[]string{etcdClient, rate}},
+	{"cmd/keygate", "apigee authz catalog config envoy envoy/proxy examples/quickstart ledger quickstart server statestore statestore/embedded statestore/keyspace",
 		[]string{cobra, etcdAPI, etcdClient, grpc, pflag, progress, rate, sys, term}},
 	{"examples/quickstart", "authz", nil},
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -107,29 +108,67 @@ func (c EtcdConfig) tls() (*tls.Config, error) {
 // Etcd is the Backend over a real cluster.
 type Etcd struct {
 	cfg     EtcdConfig
-	cli     *clientv3.Client
 	watches atomic.Int64
+
+	reader struct {
+		sync.Mutex
+		cli    *clientv3.Client // nil before the first read
+		closed bool
+	}
 }
 
-// NewEtcd returns a backend with a client of its own for reads. Close it after
-// the store's Run has returned.
+// NewEtcd returns a backend with a client of its own for reads, made at the
+// first one: an etcd that cannot be reached, or refuses the login, is what a
+// read says. An error is about the configuration. Close it after the store's
+// Run has returned.
 func NewEtcd(cfg EtcdConfig) (*Etcd, error) {
-	cli, err := cfg.Dial()
-	if err != nil {
-		return nil, err
+	if len(cfg.Endpoints) == 0 {
+		return nil, errors.New("etcd: no endpoints")
 	}
-	return &Etcd{cfg: cfg, cli: cli}, nil
+	if _, err := cfg.tls(); err != nil {
+		return nil, fmt.Errorf("etcd: %w", err)
+	}
+	return &Etcd{cfg: cfg}, nil
+}
+
+// client returns the reading client.
+func (b *Etcd) client() (*clientv3.Client, error) {
+	b.reader.Lock()
+	defer b.reader.Unlock()
+	if b.reader.closed {
+		return nil, errors.New("etcd: closed")
+	}
+	if b.reader.cli == nil {
+		cli, err := b.cfg.Dial()
+		if err != nil {
+			return nil, err
+		}
+		b.reader.cli = cli
+	}
+	return b.reader.cli, nil
 }
 
 // Close ends the reading client.
-func (b *Etcd) Close() error { return b.cli.Close() }
+func (b *Etcd) Close() error {
+	b.reader.Lock()
+	defer b.reader.Unlock()
+	b.reader.closed = true
+	if b.reader.cli == nil {
+		return nil
+	}
+	return b.reader.cli.Close()
+}
 
 // Read implements Backend.
 func (b *Etcd) Read(ctx context.Context, prefixes ...string) (Snapshot, error) {
+	cli, err := b.client()
+	if err != nil {
+		return Snapshot{}, err
+	}
 	if len(prefixes) == 1 { // a plain range is a little cheaper than a transaction
-		r, err := b.cli.Get(ctx, prefixes[0], clientv3.WithPrefix())
+		r, err := cli.Get(ctx, prefixes[0], clientv3.WithPrefix())
 		if err != nil {
-			return Snapshot{}, b.explain(err)
+			return Snapshot{}, b.explain(cli, err)
 		}
 		return Snapshot{Header: r.Header, Ranges: [][]*mvccpb.KeyValue{r.Kvs}}, nil
 	}
@@ -137,9 +176,9 @@ func (b *Etcd) Read(ctx context.Context, prefixes ...string) (Snapshot, error) {
 	for i, p := range prefixes {
 		ops[i] = clientv3.OpGet(p, clientv3.WithPrefix())
 	}
-	r, err := b.cli.Txn(ctx).Then(ops...).Commit()
+	r, err := cli.Txn(ctx).Then(ops...).Commit()
 	if err != nil {
-		return Snapshot{}, b.explain(err)
+		return Snapshot{}, b.explain(cli, err)
 	}
 	s := Snapshot{Header: r.Header, Ranges: make([][]*mvccpb.KeyValue, len(prefixes))}
 	for i := range prefixes {
@@ -150,8 +189,8 @@ func (b *Etcd) Read(ctx context.Context, prefixes ...string) (Snapshot, error) {
 
 // explain adds what the client keeps to itself: it repeats a read until ctx
 // ends, whatever is wrong with the connection.
-func (b *Etcd) explain(err error) error {
-	if errors.Is(err, context.DeadlineExceeded) && b.cli.ActiveConnection().GetState() != connectivity.Ready {
+func (b *Etcd) explain(cli *clientv3.Client, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) && cli.ActiveConnection().GetState() != connectivity.Ready {
 		return fmt.Errorf("no connection to etcd at %s: %w", strings.Join(b.cfg.Endpoints, ","), err)
 	}
 	return err

@@ -106,12 +106,12 @@ type tourPrinter struct {
 	last quickstart.Level
 }
 
-const tourRow = "%-9s%-9s %-23s %7s %8s %7s %7s %6s\n"
+const tourRow = "%-9s%-9s%-23s%7s%9s%8s%8s%7s\n"
 
 func (p *tourPrinter) head(w *quickstart.World, rounds int) {
 	fmt.Fprintf(p.w, "Real Envoy on %s asks keygate, which watches a real etcd.\n", w.URL())
 	fmt.Fprintf(p.w, "Statuses are changed by plain puts to etcd; milliseconds, medians of %d rounds.\n\n", rounds)
-	fmt.Fprintf(p.w, "%42s %7s %16s %7s\n", "", "ACK TO", "PUT TO ANSWER", "PUT TO")
+	fmt.Fprintf(p.w, "%48s%17s%8s\n", "ACK TO", "PUT TO ANSWER", "PUT TO")
 	fmt.Fprintf(p.w, tourRow, "CHANGE", "", "ANSWER THROUGH ENVOY", "ANSWER", "median", "max", "EVENT", "RATIO")
 }
 
@@ -129,7 +129,7 @@ func (p *tourPrinter) step(s quickstart.Step) {
 	}
 	answer := strconv.Itoa(s.Status) + " " + s.Reason.String()
 	if s.Rounds == 0 {
-		fmt.Fprintf(p.w, "%-9s%-9s %s\n", verb, value, answer)
+		fmt.Fprintf(p.w, "%-9s%-9s%s\n", verb, value, answer)
 		return
 	}
 	fmt.Fprintf(p.w, tourRow, verb, value, answer, milliseconds(s.AckToAnswer.Median), milliseconds(s.SentToAnswer.Median),
@@ -146,7 +146,7 @@ func (p *tourPrinter) sum(t quickstart.Tour) {
 		{"put to refusal through Envoy", r.SentToAnswer},
 		{"put to event of a bare etcd watch", r.SentToEvent},
 		{"put's answer to refusal", r.AckToAnswer},
-		{"keygate's check of that request", r.Check},
+		{"keygate's own check in it", r.Check},
 		{"one request, nothing changing", t.Request},
 	} {
 		fmt.Fprintf(p.w, "%-34s %8s %8s %8s\n", row.what, milliseconds(row.of.Median), milliseconds(row.of.P99), milliseconds(row.of.Max))

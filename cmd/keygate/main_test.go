@@ -28,6 +28,7 @@ import (
 
 	"keygate/authz"
 	"keygate/config"
+	"keygate/envoy/proxy/proxytest"
 	"keygate/examples/quickstart"
 )
 
@@ -58,6 +59,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
+			e.Setenv("ENVOY", proxytest.Binary(t))
 			e.Setenv("WEATHER_KEY", quickstart.WeatherKey)
 			e.Setenv("WEATHER_ID", quickstart.KeyID(quickstart.WeatherKey).String())
 			for _, name := range quickstart.Files() {
@@ -159,6 +161,11 @@ func kv() {
 	}
 }
 
+// environ is the test's, without settings and what make gives to the tests.
+func environ() []string {
+	return slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "KEYGATE_") })
+}
+
 // A first signal ends a command in order, even one that waits for its input.
 func TestInterrupt(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data") // not there yet: made private
@@ -176,7 +183,7 @@ func TestInterrupt(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, "keygate", args...)
-		cmd.Stdin, cmd.Stderr = input, &stderr
+		cmd.Env, cmd.Stdin, cmd.Stderr = environ(), input, &stderr
 		stdout, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)

@@ -209,7 +209,7 @@ func TestStartTimesOut(t *testing.T) {
 
 // Envoy does not outlive a process that is killed.
 func TestDiesWithParent(t *testing.T) {
-	if os.Getenv("KEYGATE_TEST_CHILD") != "" {
+	if os.Getenv("TEST_CHILD") != "" {
 		p, err := proxy.Start(t.Context(), config(t))
 		if err != nil {
 			t.Fatal(err)
@@ -219,7 +219,7 @@ func TestDiesWithParent(t *testing.T) {
 		return
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestDiesWithParent$", "-test.timeout=60s")
-	cmd.Env = append(os.Environ(), "KEYGATE_TEST_CHILD=1", "KEYGATE_TEST_ENVOY="+proxytest.Binary(t))
+	cmd.Env = append(os.Environ(), "TEST_CHILD=1", "TEST_ENVOY="+proxytest.Binary(t))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

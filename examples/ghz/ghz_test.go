@@ -66,7 +66,7 @@ func TestRequestsAreCheckRequests(t *testing.T) {
 
 // TestGhz runs the README's command against the real service.
 func TestGhz(t *testing.T) {
-	ghz := os.Getenv("KEYGATE_TEST_GHZ")
+	ghz := os.Getenv("TEST_GHZ")
 	if ghz == "" {
 		ghz = filepath.Join("..", "..", ".tools", "ghz")
 	}

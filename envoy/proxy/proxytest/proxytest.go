@@ -11,13 +11,13 @@ import (
 	"keygate/envoy/proxy"
 )
 
-// Binary returns the path of the Envoy that tests run: $KEYGATE_TEST_ENVOY,
+// Binary returns the path of the Envoy that tests run: $TEST_ENVOY,
 // else .tools/envoy beside go.mod. A test without one fails.
 func Binary(tb testing.TB) string {
 	tb.Helper()
-	if path := os.Getenv("KEYGATE_TEST_ENVOY"); path != "" {
+	if path := os.Getenv("TEST_ENVOY"); path != "" {
 		if _, err := os.Stat(path); err != nil {
-			tb.Fatalf("$KEYGATE_TEST_ENVOY: %v; run `make tools`", err)
+			tb.Fatalf("$TEST_ENVOY: %v; run `make tools`", err)
 		}
 		return path
 	}
@@ -31,7 +31,7 @@ func Binary(tb testing.TB) string {
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			tb.Fatal("no go.mod above the test's folder, so no .tools/envoy; set KEYGATE_TEST_ENVOY")
+			tb.Fatal("no go.mod above the test's folder, so no .tools/envoy; set TEST_ENVOY")
 		}
 		dir = parent
 	}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package keygatetest_test
+
+const raceEnabled = false
