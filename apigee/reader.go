@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
-	"strings"
 
 	"keygate/catalog"
 	"keygate/jsonobject"
@@ -205,29 +203,21 @@ func (r *Reader) decode(start catalog.Place, data []byte) catalog.Submission {
 
 // check tells what is wrong with a record as JSON.
 func check(start catalog.Place, data []byte) (r catalog.Refusal, ok bool) {
-	// First the syntax: of a whole value encoding/json tells the offset exactly,
-	// of one that is read token by token it does not.
-	var syntax *json.SyntaxError
-	if err := json.Unmarshal(data, new(json.RawMessage)); errors.As(err, &syntax) {
-		return catalog.Refusal{Place: later(start, data, max(0, int(syntax.Offset)-1)), Reason: err.Error()}, false
-	}
 	err := jsonobject.Check(data)
 	if err == nil {
 		return r, true
 	}
 	r = catalog.Refusal{Place: start, Reason: err.Error()}
-	// The error begins with a line and a column, counted in data.
-	l, rest, _ := strings.Cut(r.Reason, ":")
-	c, reason, ok := strings.Cut(rest, ": ")
-	line, errLine := strconv.Atoi(l)
-	column, errColumn := strconv.Atoi(c)
-	if ok && errLine == nil && errColumn == nil {
-		if line == 1 {
-			column += start.Column - 1
+	if bad := (*jsonobject.Error)(nil); errors.As(err, &bad) {
+		r.Reason = bad.Err.Error()
+		r.Place.Line += bad.Line - 1
+		if bad.Line == 1 {
+			r.Place.Column += bad.Column - 1
+		} else {
+			r.Place.Column = bad.Column
 		}
-		r.Place.Line, r.Place.Column, r.Reason = start.Line+line-1, column, reason
 	}
-	if strings.HasSuffix(r.Reason, "stands twice in one object") {
+	if errors.Is(err, jsonobject.ErrDuplicate) {
 		r.Reason = "a member stands twice in one object" // its name may be anything, a key too
 	}
 	return r, false

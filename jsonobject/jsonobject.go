@@ -25,8 +25,8 @@ type Member struct {
 
 // Parse reads one JSON object and nothing after it. It refuses what
 // encoding/json would let pass in silence: a name that stands twice in any
-// object, invalid UTF-8, nesting deeper than MaxDepth, trailing data. Errors
-// give the line and column, counted from 1 in bytes. The result does not share
+// object, invalid UTF-8, nesting deeper than MaxDepth, trailing data. The error
+// is an [Error], except of an empty input. The result does not share
 // memory with data.
 func Parse(data []byte) (Object, error) {
 	if err := Check(data); err != nil {
@@ -73,8 +73,10 @@ func Check(data []byte) error {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
 	if err := checkValue(dec, 0); err != nil {
+		// A decoder of tokens knows only about where a syntax error is; Unmarshal
+		// knows exactly.
 		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
+		if errors.As(err, &syntax) && errors.As(json.Unmarshal(data, new(json.RawMessage)), &syntax) {
 			return at(data, syntax.Offset-1, err)
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -110,7 +112,7 @@ func checkValue(dec *json.Decoder, depth int) error {
 			}
 			name := t.(string)
 			if seen[name] {
-				return fmt.Errorf("%q stands twice in one object", name)
+				return fmt.Errorf("%q %w", name, ErrDuplicate)
 			}
 			seen[name] = true
 		}
@@ -122,11 +124,27 @@ func checkValue(dec *json.Decoder, depth int) error {
 	return err
 }
 
-// at prefixes err with the line and column of an offset in data.
+// Error is what is wrong with JSON, and where.
+type Error struct {
+	Line, Column int // from 1; the column in bytes
+	Err          error
+}
+
+// Error begins with the place, "2:14: ".
+func (e *Error) Error() string { return fmt.Sprintf("%d:%d: %v", e.Line, e.Column, e.Err) }
+
+// Unwrap returns what is wrong, without the place.
+func (e *Error) Unwrap() error { return e.Err }
+
+// ErrDuplicate is wrapped by the Error of a name that stands twice in one
+// object.
+var ErrDuplicate = errors.New("stands twice in one object")
+
+// at gives err its place, that of an offset in data.
 func at(data []byte, offset int64, err error) error {
 	offset = max(0, min(offset, int64(len(data))))
 	before := data[:offset]
-	return fmt.Errorf("%d:%d: %w", bytes.Count(before, []byte("\n"))+1, int(offset)-bytes.LastIndexByte(before, '\n'), err)
+	return &Error{bytes.Count(before, []byte("\n")) + 1, int(offset) - bytes.LastIndexByte(before, '\n'), err}
 }
 
 // Get returns the value of a member, by its exact name.

@@ -1,12 +1,14 @@
 package etcdtest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"testing"
@@ -20,7 +22,7 @@ import (
 
 // processVariable holds the data directory in the environment of a test binary
 // that is to be an etcd.
-const processVariable = "KEYGATE_ETCDTEST_DATA_DIR"
+const processVariable = "ETCDTEST_DATA_DIR"
 
 // Main runs the tests of a package that uses [StartProcess]:
 //
@@ -108,7 +110,33 @@ func (p *Process) Terminate() {
 }
 
 // Stop freezes the process: its connections stay open and nothing answers.
-func (p *Process) Stop() { p.signal(syscall.SIGSTOP) }
+func (p *Process) Stop() {
+	p.t.Helper()
+	p.signal(syscall.SIGSTOP)
+	// The signal reaches one thread after the other; until the last has stopped
+	// there may be an answer.
+	for end := time.Now().Add(startTimeout); !p.stopped(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			p.t.Fatalf("test etcd has not stopped %v after SIGSTOP", startTimeout)
+		}
+	}
+}
+
+// stopped tells whether each thread of the process is.
+func (p *Process) stopped() bool {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.Pid()))
+	if err != nil || len(stats) == 0 {
+		return false
+	}
+	for _, name := range stats {
+		stat, err := os.ReadFile(name)
+		// The state follows the command's name, which stands in brackets.
+		if i := bytes.LastIndexByte(stat, ')'); err != nil || i < 0 || !bytes.HasPrefix(stat[i:], []byte(") T")) {
+			return false
+		}
+	}
+	return true
+}
 
 // Cont ends a Stop.
 func (p *Process) Cont() { p.signal(syscall.SIGCONT) }
