@@ -59,7 +59,7 @@ func (m *metrics) applied(_ int, took time.Duration) { m.fence.Observe(took.Seco
 // watch adds the figures of a store.
 func (m *metrics) watch(s *statestore.Store) { m.registry.MustRegister(storeCollector{s}) }
 
-// storeCollector reads one consistent Status a scrape.
+// storeCollector reads one Status a scrape.
 type storeCollector struct{ store *statestore.Store }
 
 // figure is one metric of a store.

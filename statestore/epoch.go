@@ -34,8 +34,11 @@ type epoch struct {
 	// applied is how far the fences have come. It only grows, and it is stored
 	// after the fences that it stands for.
 	applied atomic.Int64
-	// term is the newest raft term seen.
+	// term and seen are the newest raft term and revision that a linearizable
+	// read has answered. Loads run ahead of the watch, so seen may be beyond
+	// applied.
 	term atomic.Uint64
+	seen atomic.Int64
 	// proof of freshness, nil before the first.
 	proof atomic.Pointer[proof]
 
@@ -206,35 +209,45 @@ func (e *epoch) kill(cause error) {
 
 // mark is what was known of the history before a read was sent.
 type mark struct {
-	applied int64
-	term    uint64
+	revision int64
+	term     uint64
 }
 
-func (e *epoch) mark() mark { return mark{e.applied.Load(), e.term.Load()} }
+func (e *epoch) mark() mark { return mark{max(e.applied.Load(), e.seen.Load()), e.term.Load()} }
 
 // admit checks that the header of a linearizable read, sent after m was taken,
-// continues this epoch's history. If not, the store was restored from a copy
-// or is another cluster: the epoch ends.
+// does not contradict this epoch's history: the same cluster, no older raft
+// term, no older revision than was applied or read before. If it does, the
+// store was restored from a copy or is another cluster, and the epoch ends.
 func (e *epoch) admit(m mark, h *etcdserverpb.ResponseHeader) error {
-	var what string
+	var err error
 	switch {
 	case h.ClusterId != e.cluster:
-		what = fmt.Sprintf("cluster id changed from %x to %x", e.cluster, h.ClusterId)
+		err = restored("cluster id changed from %x to %x", e.cluster, h.ClusterId)
 	case h.RaftTerm < m.term:
-		what = fmt.Sprintf("raft term fell from %d to %d", m.term, h.RaftTerm)
-	case h.Revision < m.applied:
-		what = fmt.Sprintf("revision fell from %d to %d", m.applied, h.Revision)
+		err = restored("raft term fell from %d to %d", m.term, h.RaftTerm)
+	case h.Revision < m.revision:
+		err = restored("revision fell from %d to %d", m.revision, h.Revision)
 	default:
-		for {
-			t := e.term.Load()
-			if h.RaftTerm <= t || e.term.CompareAndSwap(t, h.RaftTerm) {
-				return nil
-			}
-		}
+		grow(&e.term, h.RaftTerm)
+		grow(&e.seen, h.Revision)
+		return nil
 	}
-	err := fmt.Errorf("%w: the store was restored or replaced: %s", authz.ErrUnavailable, what)
 	e.kill(err)
 	return err
+}
+
+func restored(format string, args ...any) error {
+	return fmt.Errorf("%w: the store was restored or replaced: %s", authz.ErrUnavailable, fmt.Sprintf(format, args...))
+}
+
+// grow raises an atomic number to v.
+func grow[T uint64 | int64](a interface {
+	Load() T
+	CompareAndSwap(old, new T) bool
+}, v T) {
+	for old := a.Load(); v > old && !a.CompareAndSwap(old, v); old = a.Load() {
+	}
 }
 
 // current tells whether r is the record want, and nothing applied since it was

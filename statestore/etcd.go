@@ -59,7 +59,7 @@ func (c EtcdConfig) Dial() (*clientv3.Client, error) {
 			// would an outage after etcd is back.
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
-				MinConnectTimeout: 3 * time.Second,
+				MinConnectTimeout: time.Second,
 			}),
 		},
 	}
@@ -131,15 +131,24 @@ func NewEtcd(cfg EtcdConfig) (*Etcd, error) {
 	return &Etcd{cfg: cfg}, nil
 }
 
+// dial is Dial with what is left of ctx for a login.
+func (b *Etcd) dial(ctx context.Context) (*clientv3.Client, error) {
+	cfg := b.cfg
+	if deadline, ok := ctx.Deadline(); ok {
+		cfg.DialTimeout = max(time.Until(deadline), time.Millisecond)
+	}
+	return cfg.Dial()
+}
+
 // client returns the reading client.
-func (b *Etcd) client() (*clientv3.Client, error) {
+func (b *Etcd) client(ctx context.Context) (*clientv3.Client, error) {
 	b.reader.Lock()
 	defer b.reader.Unlock()
 	if b.reader.closed {
 		return nil, errors.New("etcd: closed")
 	}
 	if b.reader.cli == nil {
-		cli, err := b.cfg.Dial()
+		cli, err := b.dial(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -161,7 +170,7 @@ func (b *Etcd) Close() error {
 
 // Read implements Backend.
 func (b *Etcd) Read(ctx context.Context, prefixes ...string) (Snapshot, error) {
-	cli, err := b.client()
+	cli, err := b.client(ctx)
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -198,7 +207,7 @@ func (b *Etcd) explain(cli *clientv3.Client, err error) error {
 
 // Watch implements Backend.
 func (b *Etcd) Watch(ctx context.Context, prefix string, from int64) (Watch, error) {
-	cli, err := b.cfg.Dial()
+	cli, err := b.dial(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -23,14 +23,14 @@ const (
 	// rereads bounds how often a record is read again because an event on it
 	// arrived while it was being read.
 	rereads = 8
-	// negativeEntries bounds the cache of keys known not to exist: 64 Ki at
+	// negativeEntries bounds the cache of records known not to exist: 64 Ki at
 	// about 250 bytes each.
 	negativeEntries = 64 << 10
 )
 
 // caches hold records. Nothing is assumed of them: a Set may be dropped,
 // delayed, reordered or undone, and a Get may find another record's value.
-// Keys that do not exist have a cache of their own, so that junk can never
+// Records that do not exist have a cache of their own, so that junk can never
 // evict a real one.
 type caches struct {
 	records *ristretto.Cache[uint64, *record]
@@ -54,10 +54,9 @@ func newCaches(bytes int64) (c caches, err error) {
 }
 
 func (c caches) put(h uint64, r *record) {
-	switch {
-	case r.exists():
+	if r.exists() {
 		c.records.Set(h, r, r.cost())
-	case r.id.Kind == keyspace.KindKey:
+	} else {
 		c.absent.Set(h, r, 1)
 	}
 }
@@ -92,8 +91,12 @@ type loader struct {
 	// to, load in turns of their own: keys nobody knows can take no turn of
 	// theirs, not even when a gap makes every record load again.
 	known, unknown turns
-	// unknownRate bounds the reads a second that keys nobody knows can cause.
+	// unknownRate bounds the reads a second that find no record. Keys that exist
+	// and have not been seen yet, as after a start, cost nothing of it.
 	unknownRate *rate.Limiter
+
+	// checks is held, shared, by each check while it uses the caches.
+	checks sync.RWMutex
 
 	flights struct {
 		sync.Mutex
@@ -182,7 +185,7 @@ func (l *loader) join(e *epoch, want keyspace.Record, h uint64, known bool) (*fl
 		l.counts.joined.Add(1)
 		return f, nil
 	}
-	if !known && !l.unknownRate.Allow() {
+	if !known && l.unknownRate.Tokens() < 1 {
 		l.counts.shed.Add(1)
 		return nil, fmt.Errorf("%w: more than %v unknown keys a second", authz.ErrOverloaded, l.unknownRate.Limit())
 	}
@@ -207,6 +210,9 @@ func (l *loader) fly(f *flight, want keyspace.Record, h uint64, known bool) {
 		var recs []*record
 		if recs, f.err = l.read(ctx, f.epoch, []uint64{h}, want); f.err == nil {
 			f.rec = recs[0]
+			if !known && !f.rec.exists() {
+				l.unknownRate.Allow() // takes a token; join looks for one
+			}
 			l.caches.put(h, f.rec)
 		}
 		t.release()
@@ -291,12 +297,14 @@ func (l *loader) record(e *epoch, want keyspace.Record, snap Snapshot, i int) *r
 	return r
 }
 
-// close waits for the flights and closes the caches. ristretto panics when it
-// is closed beside a Set, so no flight may begin after.
+// close waits for the flights and the checks under way and closes the caches:
+// ristretto panics when it is closed beside a Set or a Get.
 func (l *loader) close() {
 	l.flights.Lock()
 	l.flights.closed = true
 	l.flights.Unlock()
 	l.flights.wg.Wait()
+	l.checks.Lock()
+	defer l.checks.Unlock()
 	l.caches.close()
 }

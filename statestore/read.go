@@ -64,6 +64,12 @@ func (s *Store) Records(ctx context.Context, org authz.Organization, id authz.Ke
 	if p == nil || !p.Valid() {
 		return authz.Records{}, s.stale(e, p)
 	}
+	// The caches are closed after the last check that is in them.
+	s.checks.RLock()
+	defer s.checks.RUnlock()
+	if s.closed.Load() {
+		return authz.Records{}, errClosing
+	}
 	var v view
 	for range viewAttempts {
 		// Before the fences as well: all records below pass fences that stand
@@ -136,25 +142,32 @@ func (s *Store) use(ctx context.Context, e *epoch, v *view, i int, want keyspace
 		}
 		known = r.id == want
 	}
-	if want.Kind == keyspace.KindKey && !known {
-		if r, ok := s.caches.absent.Get(h); ok && r != nil && e.current(r, want, h) {
-			s.counts.absentHits.Add(1)
-			v.rec[i] = r
-			return nil
-		}
+	// Also of a record that was there once: what the other cache still holds of it
+	// says nothing.
+	if r, ok := s.caches.absent.Get(h); ok && r != nil && e.current(r, want, h) {
+		s.counts.absentHits.Add(1)
+		v.rec[i] = r
+		return nil
 	}
 	s.counts.misses.Add(1)
-	if deadline, ok := ctx.Deadline(); ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-answerMargin))
-		defer cancel()
-	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	r, err := s.load(ctx, e, want, h, known)
 	if err != nil {
 		return err
 	}
 	v.rec[i] = r
 	return nil
+}
+
+// bounded is ctx for a load: with a little time left before the caller's own
+// deadline, and never without one.
+func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	end := time.Now().Add(loadTimeout)
+	if deadline, ok := ctx.Deadline(); ok && deadline.Add(-answerMargin).Before(end) {
+		end = deadline.Add(-answerMargin)
+	}
+	return context.WithDeadline(ctx, end)
 }
 
 // snapshot reads the records of v in one transaction, so that they are one
@@ -165,6 +178,8 @@ func (s *Store) snapshot(ctx context.Context, e *epoch, v *view) (ok bool, err e
 		n++
 	}
 	s.counts.snapshots.Add(1)
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	if err := s.known.acquire(ctx); err != nil {
 		return false, err
 	}

@@ -33,6 +33,9 @@
 //     was made.
 //  7. Start, gap and new epoch are one thing: H0 of a linearizable read; floor =
 //     H0; watch from H0+1; applied = H0. Nothing is listed, nothing cleared.
+//  8. Another cluster id, of a read or of the watch, a raft term that fell, or a
+//     linearizable read below what was applied or read before: the history is
+//     another one. A new epoch begins, and nothing of the old one is used.
 //
 // Claim 1: a check that begins after applied >= R never uses a state of record
 // k older than an event on k at or before R. The fence was stored before applied, and
@@ -94,11 +97,11 @@ type Config struct {
 	// means 1 Mi. Fewer slots cost more loads after an import, never
 	// correctness.
 	FenceSlots int
-	// Loads is how many loads of known records may run at once, and half as
-	// many of unknown keys. Zero means 64.
+	// Loads is how many loads of known records may run at once, and as many of
+	// keys not seen before. Zero means 64.
 	Loads int
-	// UnknownLoadsPerSecond bounds the reads that keys nobody knows cause. Zero
-	// means 5000.
+	// UnknownLoadsPerSecond bounds the reads that find no record. Zero means
+	// 5000.
 	UnknownLoadsPerSecond float64
 	// Logger; nil discards.
 	Logger *slog.Logger
@@ -161,8 +164,8 @@ func New(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("staleness budget %v: want %v to %v", cfg.StalenessBudget, MinStalenessBudget, MaxStalenessBudget)
 	case cfg.FenceSlots < 1 || bits.OnesCount(uint(cfg.FenceSlots)) != 1:
 		return nil, fmt.Errorf("%d fence slots: want a power of two", cfg.FenceSlots)
-	case cfg.CacheBytes < 0 || cfg.Loads < 2 || cfg.UnknownLoadsPerSecond < 0:
-		return nil, fmt.Errorf("cache of %d bytes, %d loads, %v unknown loads a second: want positive numbers, 2 loads at least",
+	case cfg.CacheBytes < 0 || cfg.Loads < 1 || cfg.UnknownLoadsPerSecond < 0:
+		return nil, fmt.Errorf("cache of %d bytes, %d loads, %v unknown loads a second: want positive numbers",
 			cfg.CacheBytes, cfg.Loads, cfg.UnknownLoadsPerSecond)
 	}
 	caches, err := newCaches(cfg.CacheBytes)
@@ -174,9 +177,9 @@ func New(cfg Config) (*Store, error) {
 		seed: maphash.MakeSeed(), onChange: cfg.OnChange, onApply: cfg.OnApply,
 	}
 	s.loader = loader{
-		backend: cfg.Backend, space: cfg.Space, caches: caches, log: &limitedLog{log: cfg.Logger}, counts: &s.counts,
+		backend: cfg.Backend, space: cfg.Space, caches: caches, log: &limitedLog{log: cfg.Logger, gates: map[string]*gate{}}, counts: &s.counts,
 		known:       turns{slots: make(chan struct{}, cfg.Loads)},
-		unknown:     turns{slots: make(chan struct{}, cfg.Loads/2)},
+		unknown:     turns{slots: make(chan struct{}, cfg.Loads)},
 		unknownRate: rate.NewLimiter(rate.Limit(cfg.UnknownLoadsPerSecond), int(max(cfg.UnknownLoadsPerSecond, 1))),
 	}
 	s.flights.byRecord = map[keyspace.Record]*flight{}
@@ -199,10 +202,10 @@ func (s *Store) Run(ctx context.Context) error {
 	defer s.loader.close()
 	defer s.Expire()
 	wait := time.Duration(0)
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !s.closed.Load() {
 		began := now()
 		err := s.follow(ctx)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || s.closed.Load() {
 			break
 		}
 		s.report(err)
@@ -216,6 +219,7 @@ func (s *Store) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
+	<-ctx.Done()
 	return nil
 }
 

@@ -2,7 +2,7 @@ package statestore
 
 import (
 	"log/slog"
-	"sync/atomic"
+	"sync"
 	"time"
 )
 
@@ -62,28 +62,48 @@ func (s *Store) Status() Status {
 	return st
 }
 
-// limitedLog is a logger that a flood cannot flood: at most one warning of
-// each message a second, with the number left out. Other levels pass.
+// limitedLog is a logger that a flood cannot flood: at most ten warnings a
+// second with one message, with the number left out. Other levels pass.
 type limitedLog struct {
-	log  *slog.Logger
-	warn struct {
-		until   atomic.Int64 // now, in ns, before which warnings are left out
-		skipped atomic.Int64
-	}
+	log *slog.Logger
+
+	mu    sync.Mutex
+	gates map[string]*gate // by message, of which there are few
+}
+
+type gate struct {
+	until   time.Duration // now, before which warnings are left out
+	skipped int64
 }
 
 func (l *limitedLog) Info(msg string, args ...any)  { l.log.Info(msg, args...) }
 func (l *limitedLog) Error(msg string, args ...any) { l.log.Error(msg, args...) }
 
-// Warn logs unless it has logged within the last 100 ms.
+// Warn logs unless it has logged the same message within the last 100 ms.
 func (l *limitedLog) Warn(msg string, args ...any) {
-	t, until := int64(now()), l.warn.until.Load()
-	if t < until || !l.warn.until.CompareAndSwap(until, t+int64(100*time.Millisecond)) {
-		l.warn.skipped.Add(1)
+	skipped, ok := l.pass(msg)
+	if !ok {
 		return
 	}
-	if n := l.warn.skipped.Swap(0); n > 0 {
-		args = append(args, "warnings_left_out", n)
+	if skipped > 0 {
+		args = append(args, "warnings_left_out", skipped)
 	}
 	l.log.Warn(msg, args...)
+}
+
+func (l *limitedLog) pass(msg string) (skipped int64, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	g := l.gates[msg]
+	if g == nil {
+		g = &gate{}
+		l.gates[msg] = g
+	}
+	t := now()
+	if t < g.until {
+		g.skipped++
+		return 0, false
+	}
+	skipped, g.skipped, g.until = g.skipped, 0, t+100*time.Millisecond
+	return skipped, true
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,6 +176,116 @@ func TestRestoreSeenByLoad(t *testing.T) {
 	w.want(authz.KeyUnknown)
 }
 
+// The watch has a connection of its own. Another cluster at its other end is
+// seen by the first thing that it says, not by the next probe: what is approved
+// there opens nothing here.
+func TestForeignEvents(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	w.cached()
+	w.applied(w.Put(storetest.Space.Status(w.key), "revoked"))
+	w.want(authz.KeyRevoked)
+	for probes := w.store.Status().Probes; w.store.Status().Probes == probes; time.Sleep(100 * time.Microsecond) {
+	}
+	w.Restore(w.Copy(), 99, 2) // at the same revision, right after a probe
+	w.Put(storetest.Space.Status(w.key), "approved")
+	w.until("new epoch", func() bool {
+		if w.store.Status().Epoch == 1 && w.decide(t.Context(), storetest.Key).Allowed() && w.store.Status().Epoch == 1 {
+			t.Fatal("allowed by an event of another cluster")
+		}
+		return w.store.Status().Epoch == 2 && w.store.Fresh() == nil
+	})
+	if n := w.store.Status().CaughtUp; n != 1 { // by the revocation
+		t.Errorf("%d records caught up, want 1", n)
+	}
+}
+
+// A load has read beyond what the watch has applied when an older copy is put
+// back: at or after the applied revision, before the one that was read. What was
+// read is of another history, and no event of this one would ever touch it.
+func TestRestoreBetweenAppliedAndRead(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	w.cached()
+	old := w.Copy()
+	w.Hold(true)
+	for range 5 {
+		w.Put(storetest.Space.Status(keyspace.AppRecord(storetest.Org, "other")), "approved")
+	}
+	lost := storetest.KeyID("a-key-that-is-not-in-the-copy")
+	storetest.Cluster{Put: w.Put}.PutKey(lost)
+	if d := w.decide(t.Context(), lost); !d.Allowed() {
+		t.Fatalf("answered %v (%s), want allowed by a read", d.Reason, d.Problem)
+	}
+	w.Restore(old, 1, 2)
+	w.Hold(false)
+	w.until("new epoch", func() bool { return w.store.Status().Epoch == 2 && w.store.Fresh() == nil })
+	if d := w.decide(t.Context(), lost); d.Reason != authz.KeyUnknown {
+		t.Errorf("a key of the lost history was answered %v, want key_unknown", d.Reason)
+	}
+}
+
+// Whoever goes on asking with a key that was deleted, or whose app does not
+// exist, is answered from memory.
+func TestAbsentRecordsAreCached(t *testing.T) {
+	t.Parallel()
+	for name, remove := range map[string]func(*world) []string{
+		"key": func(w *world) []string {
+			return []string{storetest.Space.Status(w.key), storetest.Space.Details(w.key), storetest.Space.KeyProduct(w.key, storetest.Weather)}
+		},
+		"app": func(*world) []string {
+			app := keyspace.AppRecord(storetest.Org, storetest.App)
+			return []string{storetest.Space.Status(app), storetest.Space.Details(app)}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := begin(t, nil)
+			w.cached()
+			var last int64
+			for _, key := range remove(w) {
+				last = w.Delete(key)
+			}
+			w.applied(last)
+			w.until("refused from memory", func() bool {
+				loads := w.store.Status().Loads
+				for range 100 {
+					if d := w.decide(t.Context(), storetest.Key); d.Allowed() {
+						t.Fatalf("answered %v", d.Reason)
+					}
+				}
+				return w.store.Status().Loads == loads
+			})
+		})
+	}
+}
+
+// Checks go on while the store stops: refused, and never a panic of ristretto.
+func TestStopBesideChecks(t *testing.T) {
+	for range 20 {
+		w := begin(t, func(c *statestore.Config) { c.FenceSlots = 1024 })
+		var stopped atomic.Bool
+		var others sync.WaitGroup
+		for range 4 {
+			others.Go(func() {
+				for !stopped.Load() {
+					w.decide(context.Background(), storetest.Key)
+				}
+			})
+		}
+		others.Go(func() {
+			for !stopped.Load() {
+				w.Put(storetest.Space.Status(w.key), "approved")
+			}
+		})
+		w.until("some checks", func() bool { return w.store.Status().Hits > 100 })
+		w.stop()
+		stopped.Store(true)
+		others.Wait()
+		w.want(authz.Stale)
+	}
+}
+
 // A load that has seen a change which the watch has not delivered yet: the
 // other records may lack what came before it. The check waits, or reads all in
 // one transaction; a yes that no single revision justifies is not given.
@@ -317,7 +428,7 @@ func TestUnknownKeysAreShed(t *testing.T) {
 // The slots of known records and of unknown keys are apart.
 func TestKnownRecordsHaveTurnsOfTheirOwn(t *testing.T) {
 	t.Parallel()
-	w := begin(t, func(c *statestore.Config) { c.Loads = 2 })
+	w := begin(t, func(c *statestore.Config) { c.Loads = 1 })
 	w.cached()
 	stuck := make(chan struct{})
 	junk := storetest.KeyID("junk-0123456789abcdef")
@@ -364,7 +475,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"slots":              func(c *statestore.Config) { c.FenceSlots = 3 },
 		"negative slots":     func(c *statestore.Config) { c.FenceSlots = -8 },
 		"a negative cache":   func(c *statestore.Config) { c.CacheBytes = -1 },
-		"one load":           func(c *statestore.Config) { c.Loads = 1 },
+		"negative loads":     func(c *statestore.Config) { c.Loads = -1 },
 		"a negative rate":    func(c *statestore.Config) { c.UnknownLoadsPerSecond = -1 },
 	} {
 		cfg := statestore.Config{Backend: storetest.NewFake(), Space: storetest.Space}

@@ -45,6 +45,7 @@ func (s *Store) follow(ctx context.Context) error {
 		e = newEpoch(e.number+1, s.slots)
 		e.cluster = head.Header.ClusterId
 		e.term.Store(head.Header.RaftTerm)
+		e.seen.Store(head.Header.Revision)
 	} else if e.applied.Load() > 0 {
 		s.counts.gaps.Add(1)
 	}
@@ -104,6 +105,13 @@ func (s *Store) apply(ctx context.Context, e *epoch, w Watch, replacements <-cha
 // update applies one response of the watch.
 func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 	arrived := now()
+	// The watch has a connection of its own, and the client resumes on whatever
+	// answers at the address: its events may be another history's.
+	if u.Header != nil && u.Header.ClusterId != e.cluster {
+		err := restored("cluster id of the watch changed from %x to %x", e.cluster, u.Header.ClusterId)
+		e.kill(err)
+		return err
+	}
 	if err := u.Err(); err != nil {
 		if errors.Is(err, rpctypes.ErrCompacted) {
 			return fmt.Errorf("%w: compacted at revision %d", errGap, u.CompactRevision)
@@ -134,7 +142,8 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 			s.log.Warn("key ignored", "cause", err, "revision", rev)
 			continue
 		}
-		// etcd guarantees that all events of a revision come in one response. A
+		// All events of a revision come in one response: etcd guarantees it, and the
+		// client puts fragments of one together before it hands them on. A
 		// revision with more than one is a transaction, of which no event by itself
 		// is all that happened.
 		var c *change

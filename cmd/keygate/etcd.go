@@ -34,7 +34,7 @@ to reach the data while nothing serves.`,
 		if _, err := embedded.Endpoint(cfg.DataDir); err != nil {
 			return exitWith(exitUsage, err)
 		}
-		log := a.logger(cfg)
+		log := a.logger(cfg, a.stderr)
 		if embedded.Supervised() {
 			log = newLogger(a.stderr, "json", slog.LevelDebug) // the parent formats and filters
 		}

@@ -67,10 +67,12 @@ to read the keys below --prefix.`,
 
 // serve runs a server until the command is stopped.
 func (a *app) serve(cmd *cobra.Command, cfg *config.Config) error {
-	s, err := a.newServer(cfg, server.Config{Logger: a.logger(cfg)})
+	out := newServerLog(a.stderr)
+	s, err := a.newServer(cfg, server.Config{Logger: a.logger(cfg, out)})
 	if err != nil {
 		return err
 	}
+	defer out.start()()
 	return s.Run(cmd.Context())
 }
 
