@@ -156,14 +156,14 @@ func TestOverloadedThroughEnvoy(t *testing.T) {
 	etcd.Stop()
 	defer etcd.Cont()
 	var wg sync.WaitGroup
-	for i := range 40 { // there are 32 turns
+	for i := range 72 { // there are 64 turns
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond)
 			defer cancel()
 			_, _ = check(ctx, conn, fmt.Sprintf("key-of-nobody-that-waits-%03d", i)) // it cannot be answered
 		})
 	}
-	keygatetest.Eventually(t, 2*time.Second, "all turns to be taken", func() bool { return k.Server.Store().Status().Loads >= 32 })
+	keygatetest.Eventually(t, 2*time.Second, "all turns to be taken", func() bool { return k.Server.Store().Status().Loads >= 64 })
 	got := k.Get(t, "/weather", header("key-of-nobody-that-is-late"))
 	found := false
 	for _, d := range made.list() {

@@ -211,7 +211,9 @@ func (l *loader) fly(f *flight, want keyspace.Record, h uint64, known bool) {
 		if recs, f.err = l.read(ctx, f.epoch, []uint64{h}, want); f.err == nil {
 			f.rec = recs[0]
 			if !known && !f.rec.exists() {
-				l.unknownRate.Allow() // takes a token; join looks for one
+				// Into debt, if need be: loads that were under way when the last
+				// token went are paid for by those that are not begun.
+				l.unknownRate.Reserve()
 			}
 			l.caches.put(h, f.rec)
 		}
