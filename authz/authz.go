@@ -140,8 +140,9 @@ type Decision struct {
 	// Revision of the store that the decision is at least as new as; 0 when no
 	// record was needed.
 	Revision int64
-	// Problem details RecordUnreadable, Stale, Overloaded and Internal for the
-	// operator. It holds no secret and is not for the client.
+	// Problem says more than the reason, for the operator: what cannot be read,
+	// why nothing is proven, what is wrong with the route or the key's form. It
+	// may be empty, holds no secret and is not for the client.
 	Problem string
 }
 

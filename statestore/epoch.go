@@ -92,8 +92,8 @@ func (r *record) exists() bool { return r.mod > 0 }
 // bound is the revision that a record of slot must have to be used.
 func (e *epoch) bound(slot uint64) int64 { return max(e.fence[slot].Load(), e.floor.Load()) }
 
-// recentChanges is how many changes an epoch remembers at most: those that checks may
-// meet before they have loaded the record again.
+// recentChanges is how many changes an epoch remembers at most: those that
+// checks may meet before they have loaded the record again.
 const recentChanges = 4096
 
 // change is one put of a flag: all that changed in a record at revision rev,
