@@ -89,9 +89,6 @@ func (k ConsumerKey) ID() KeyID {
 	return sha256.Sum256(unsafe.Slice(k.p, k.n))
 }
 
-// Length of the key in bytes.
-func (k ConsumerKey) Length() int { return k.n }
-
 // String returns "sha256:" and the KeyID.
 func (k ConsumerKey) String() string { return "sha256:" + k.ID().String() }
 

@@ -69,7 +69,7 @@ func (f *Feed) Observer() Observer {
 		},
 		OnChange: func(c statestore.Change) {
 			// Details change with every import; what decides is a flag.
-			if c.Path.Field == keyspace.FieldStatus || c.Path.Field == keyspace.FieldProduct {
+			if c.Path.Field.Flag() {
 				f.offer(feedLine{at: time.Now(), change: c})
 			}
 		},

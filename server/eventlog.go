@@ -10,7 +10,6 @@ import (
 
 	"keygate/authz"
 	"keygate/statestore"
-	"keygate/statestore/keyspace"
 )
 
 const (
@@ -50,7 +49,7 @@ func (l *eventLog) decision(d authz.Decision, took time.Duration) {
 
 // change takes the changes of flags. Details change with every import.
 func (l *eventLog) change(c statestore.Change) {
-	if c.Path.Field == keyspace.FieldStatus || c.Path.Field == keyspace.FieldProduct {
+	if c.Path.Field.Flag() {
 		l.offer(eventLine{change: c})
 	}
 }

@@ -125,6 +125,7 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 	// The header's revision of a response with events is not progress: a replay
 	// carries the current one on every batch. Only the events' own count.
 	last := int64(0)
+	var changes []Change
 	for i, ev := range u.Events {
 		rev := ev.Kv.ModRevision
 		if rev < last {
@@ -151,16 +152,17 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 			c = flagChange(path, ev)
 		}
 		e.raise(s.hash(path.Record), rev, c)
+		if s.onChange != nil {
+			changes = append(changes, announced(path, ev))
+		}
 	}
 	e.advance(last)
 	s.counts.events.Add(int64(len(u.Events)))
 	if s.onApply != nil && len(u.Events) > 0 {
 		s.onApply(len(u.Events), now()-arrived)
 	}
-	if s.onChange != nil {
-		for _, ev := range u.Events {
-			s.announce(ev)
-		}
+	for _, c := range changes {
+		s.onChange(c)
 	}
 	return nil
 }
@@ -175,21 +177,17 @@ func alone(events []*clientv3.Event, i int) bool {
 // flagChange is the put of a flag; nil for any other event. A delete may leave
 // nothing of its record, so it is loaded again.
 func flagChange(path keyspace.Path, ev *clientv3.Event) *change {
-	if ev.Type != mvccpb.Event_PUT || len(ev.Kv.Value) > shownValue ||
-		path.Field != keyspace.FieldStatus && path.Field != keyspace.FieldProduct {
+	if ev.Type != mvccpb.Event_PUT || !path.Field.Flag() || len(ev.Kv.Value) > shownValue {
 		return nil
 	}
 	return &change{record: path.Record, field: path.Field, product: path.Product, value: string(ev.Kv.Value)}
 }
 
-func (s *Store) announce(ev *clientv3.Event) {
-	path, err := s.space.Parse(string(ev.Kv.Key))
-	if err != nil {
-		return
-	}
+// announced is what OnChange is told of an event.
+func announced(path keyspace.Path, ev *clientv3.Event) Change {
 	c := Change{Revision: ev.Kv.ModRevision, Path: path, Key: string(ev.Kv.Key), Deleted: ev.Type == mvccpb.Event_DELETE}
-	if path.Field == keyspace.FieldStatus || path.Field == keyspace.FieldProduct {
+	if path.Field.Flag() {
 		c.Value = string(ev.Kv.Value[:min(len(ev.Kv.Value), shownValue)])
 	}
-	s.onChange(c)
+	return c
 }

@@ -174,6 +174,9 @@ const (
 	FieldDetails       // the record's JSON
 )
 
+// Flag tells whether the field is a status by itself: one of a few plain words.
+func (f Field) Flag() bool { return f == FieldStatus || f == FieldProduct }
+
 // Path is what a key in etcd is about. A barrier has a Record with nothing but
 // an Organization.
 type Path struct {
