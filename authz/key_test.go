@@ -1,6 +1,7 @@
 package authz_test
 
 import (
+	"crypto/sha256"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -61,6 +62,9 @@ func TestParseConsumerKey(t *testing.T) {
 					t.Errorf("a refused key has id %v, want none", k.ID())
 				}
 				return
+			}
+			if want := authz.KeyID(sha256.Sum256([]byte(tt.key))); k.ID() != want {
+				t.Errorf("id: got %v, want %v, that of the whole key", k.ID(), want)
 			}
 		})
 	}
