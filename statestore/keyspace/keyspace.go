@@ -15,6 +15,7 @@
 //	<prefix>/<org>/products/<product>/product    JSON
 //	<prefix>/<org>/.barrier                      written by a revocation that waits for the fleet
 //	<prefix>.index/<org>/…                       for management only, outside the watched prefix
+//	<prefix>.replicas/<id>                       a live replica, under a lease; likewise outside
 package keyspace
 
 import (
@@ -177,8 +178,8 @@ const (
 // Flag tells whether the field is a status by itself: one of a few plain words.
 func (f Field) Flag() bool { return f == FieldStatus || f == FieldProduct }
 
-// Path is what a key in etcd is about. A barrier has a Record with nothing but
-// an Organization.
+// Path is what a key in etcd is about. A barrier has a Record of KindNone, with
+// nothing but an Organization.
 type Path struct {
 	Record  Record
 	Field   Field
