@@ -88,6 +88,10 @@ type Credential struct {
 	Developer DeveloperID
 	// ExpiresAt in milliseconds since the Unix epoch; [NeverExpires] for never.
 	ExpiresAt int64
+	// Revision of the store at which ExpiresAt was written last; 0 if the source
+	// does not tell. A credential seen expired stays so for as long as this and
+	// ExpiresAt do.
+	Revision int64
 	// Scopes, joined by single spaces.
 	Scopes string
 	// Problem says why the credential's details cannot be used; empty when
@@ -115,12 +119,21 @@ type Developer struct {
 // (Apigee's own word for it).
 const NeverExpires int64 = -1
 
-// Authorizer decides requests over a Source. Both fields are set once, before
-// use; it is then safe for concurrent use.
+// Authorizer decides requests over a Source. Its fields are set once, before
+// use; it is then safe for concurrent use, and must not be copied.
+//
+// A credential that it has seen expired stays expired, whatever the clock says
+// later, until the credential is written again; a change of its status alone
+// does not open it. No other credential is touched by that. The memory for it
+// is bounded (1 MiB, the oldest of about 100,000 credentials go first), and is
+// this Authorizer's own: another one, or the next process, begins without.
 type Authorizer struct {
 	Source Source
-	// Now is the wall clock that expiry follows; nil means time.Now.
+	// Now is the wall clock that expiry follows; nil means time.Now. It must be
+	// safe for concurrent use.
 	Now func() time.Time
+
+	expired latch
 }
 
 // Decision is the answer to a Request. The zero Decision is a refusal
@@ -141,8 +154,9 @@ type Decision struct {
 	// record was needed.
 	Revision int64
 	// Problem says more than the reason, for the operator: what cannot be read,
-	// why nothing is proven, what is wrong with the route or the key's form. It
-	// may be empty, holds no secret and is not for the client.
+	// why nothing is proven, what is wrong with the route or the key's form, that
+	// the clock was set back behind an expiry. It may be empty, holds no secret
+	// and is not for the client.
 	Problem string
 }
 
@@ -192,7 +206,7 @@ func (a *Authorizer) decide(ctx context.Context, req Request) (d Decision, rungs
 	if a.Now != nil {
 		now = a.Now
 	}
-	rungs, product := climb(req, records, now())
+	rungs, product := climb(req, records, now(), &a.expired)
 	d = Decision{
 		Reason: Allowed, Organization: req.Organization, KeyID: req.KeyID,
 		Product: product, Revision: records.Revision,

@@ -604,6 +604,7 @@ func TestDecideAllocatesNothing(t *testing.T) {
 		{"allowed", nil},
 		{"revoked", []change{app(authz.StatusRevoked)}},
 		{"unknown", []change{noKey}},
+		{"expired", []change{expires(1)}},
 		{"stale", []change{proofEnded}},
 	} {
 		s := &source{records: good()}

@@ -11,7 +11,8 @@ type Rung struct {
 	Status Status
 	// Reason is Allowed, or why this level by itself refuses.
 	Reason Reason
-	// Problem details RecordUnreadable.
+	// Problem details RecordUnreadable, and KeyExpired where the clock says
+	// otherwise.
 	Problem string
 }
 
@@ -32,8 +33,9 @@ const (
 const latestExpiry = 253402300799999
 
 // climb answers every rung; the caller takes the first refusal. It always
-// climbs the whole ladder, so that explain and the data path cannot differ.
-func climb(req Request, r Records, now time.Time) (rungs [numRungs]Rung, product ProductName) {
+// climbs the whole ladder, so that explain and the data path cannot differ, and
+// so that an expiry is seen whatever refuses above it.
+func climb(req Request, r Records, now time.Time, expired *latch) (rungs [numRungs]Rung, product ProductName) {
 	c := r.Credential
 	// What a rung says if nothing leads to it.
 	unknown := Rung{Reason: RecordUnreadable, Problem: "nothing is known of it"}
@@ -50,7 +52,7 @@ func climb(req Request, r Records, now time.Time) (rungs [numRungs]Rung, product
 	}
 	rungs[rungKey].Reason, rungs[rungKey].Problem = Allowed, ""
 	rungs[rungKeyStatus].judge(c.Status, keyReasons)
-	rungs[rungExpiry].expiry(c, now)
+	rungs[rungExpiry].expiry(req.KeyID, c, now, expired)
 	rungs[rungApp].app(c, r.App)
 	rungs[rungDeveloper].developer(r.App, r.Developer)
 	product = rungs[rungProduct].product(req.Products, c.Products)
@@ -75,7 +77,7 @@ func (g *Rung) judge(f Flag, table reasons) {
 	}
 }
 
-func (g *Rung) expiry(c *Credential, now time.Time) {
+func (g *Rung) expiry(id KeyID, c *Credential, now time.Time, expired *latch) {
 	switch {
 	case c.Problem != "":
 		g.Problem = c.Problem
@@ -85,6 +87,9 @@ func (g *Rung) expiry(c *Credential, now time.Time) {
 		g.Problem = "expiresAt is neither -1 nor a time in milliseconds"
 	case now.UnixMilli() >= c.ExpiresAt:
 		g.Reason, g.Problem = KeyExpired, ""
+		expired.add(id, c)
+	case expired.has(id, c):
+		g.Reason, g.Problem = KeyExpired, "seen expired before the clock was set back; to open it write the credential again, or restart keygate"
 	default:
 		g.Reason, g.Problem = Allowed, ""
 	}
