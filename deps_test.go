@@ -21,10 +21,13 @@ const (
 	controlPlane = "github.com/envoyproxy/go-control-plane"
 	etcdAPI      = "go.etcd.io/etcd/api"
 	etcdClient   = "go.etcd.io/etcd/client"
+	etcdPkg      = "go.etcd.io/etcd/pkg"
+	etcdutl      = "go.etcd.io/etcd/etcdutl"
 	etcdServer   = "go.etcd.io/etcd/server"
 	genproto     = "google.golang.org/genproto"
 	grpc         = "google.golang.org/grpc"
 	pflag        = "github.com/spf13/pflag"
+	porcupine    = "github.com/anishathalye/porcupine"
 	progress     = "github.com/schollz/progressbar"
 	prometheus   = "github.com/prometheus/client_golang"
 	protobuf     = "google.golang.org/protobuf"
@@ -32,6 +35,7 @@ const (
 	ristretto    = "github.com/dgraph-io/ristretto"
 	sys          = "golang.org/x/sys"
 	term         = "golang.org/x/term"
+	xnet         = "golang.org/x/net"
 	yaml         = "go.yaml.in/yaml"
 	zap          = "go.uber.org/zap"
 )
@@ -58,8 +62,9 @@ var graph = []edge{
 
 	// What knows. ristretto is here and nowhere else; so is a watch.
 	{"statestore", "authz statestore/keyspace", []string{etcdAPI, etcdClient, grpc, rate, ristretto, sys, zap}},
-	// The etcd server runs as a process of its own: one package starts it.
-	{"statestore/embedded", "", []string{etcdAPI, etcdClient, etcdServer, grpc, sys, zap}},
+	// The etcd server runs as a process of its own: one package starts it, saves
+	// and restores its data. A restore compares statuses, so it knows the schema.
+	{"statestore/embedded", "authz statestore/keyspace", []string{etcdAPI, etcdClient, etcdPkg, etcdServer, etcdutl, grpc, sys, zap}},
 
 	// What changes.
 	{"ledger", "authz catalog jsonobject statestore/keyspace", []string{etcdAPI, etcdClient}},
@@ -84,7 +89,11 @@ var graph = []edge{
 	{"statestore/storetest", "authz statestore statestore/keyspace", []string{etcdAPI, etcdClient}},
 	{"keygatetest", "apigee authz catalog config envoy envoy/proxy envoy/proxy/proxytest examples/quickstart keygatetest/etcdtest ledger server statestore statestore/embedded statestore/keyspace",
 		[]string{etcdAPI, etcdClient, grpc}},
-	{"keygatetest/etcdtest", "statestore/embedded", []string{etcdClient, etcdServer, zap}},
+	{"keygatetest/etcdtest", "statestore/embedded", []string{etcdClient, etcdServer, sys, xnet, zap}},
+	{"keygatetest/faults", "authz envoy envoy/proxy envoy/proxy/proxytest examples/quickstart keygatetest keygatetest/etcdtest keygatetest/variant ledger server statestore/embedded statestore/keyspace",
+		[]string{controlPlane, etcdAPI, etcdClient, grpc, porcupine, protobuf, zap}},
+	{"keygatetest/faults/report", "keygatetest/faults", []string{etcdAPI}},
+	{"keygatetest/variant", "", nil},
 }
 
 // unreachable is what a package may not import through others either, however

@@ -16,6 +16,10 @@ type Backend interface {
 	// transaction: one revision holds for all of the Snapshot. It ends with ctx.
 	Read(ctx context.Context, prefixes ...string) (Snapshot, error)
 
+	// ReadLocal is Read of what the member that answers has: one revision holds for
+	// all of the Snapshot, but it may be an old one. It needs no leader.
+	ReadLocal(ctx context.Context, prefixes ...string) (Snapshot, error)
+
 	// Watch opens a watch on all keys under prefix, from revision from on, over
 	// a connection and a stream of its own. It returns once the server has
 	// created the watch. ctx bounds the opening only; the watch then lives

@@ -63,16 +63,20 @@ func newEpoch(number int64, slots int) *epoch {
 	return e
 }
 
-// proof says that a linearizable read begun at t0 answered revision H, and
-// that the watch has applied H. Times are those of now.
+// proof says that a linearizable read begun at t0 answered revision H and found
+// the replica registered, and that the watch has applied H. Times are those of
+// now; validUntil is not beyond the registration's lease.
 type proof struct {
 	epoch      *epoch
+	member     *registration
 	t0         time.Duration
 	validUntil time.Duration
 }
 
 // Valid tells whether the proof may still be answered on.
-func (p *proof) Valid() bool { return !p.epoch.dead.Load() && now() < p.validUntil }
+func (p *proof) Valid() bool {
+	return !p.epoch.dead.Load() && !p.member.lost.Load() && now() < p.validUntil
+}
 
 // record is one folder of keys as it was at revision rev. Immutable. Exactly
 // one of its three bodies is set, or none: the record did not exist.
@@ -220,10 +224,11 @@ func (e *epoch) mark() mark { return mark{max(e.applied.Load(), e.seen.Load()), 
 // term, no older revision than was applied or read before. If it does, the
 // store was restored from a copy or is another cluster, and the epoch ends.
 func (e *epoch) admit(m mark, h *etcdserverpb.ResponseHeader) error {
+	if err := e.same(h); err != nil {
+		return err
+	}
 	var err error
 	switch {
-	case h.ClusterId != e.cluster:
-		err = restored("cluster id changed from %x to %x", e.cluster, h.ClusterId)
 	case h.RaftTerm < m.term:
 		err = restored("raft term fell from %d to %d", m.term, h.RaftTerm)
 	case h.Revision < m.revision:
@@ -233,6 +238,17 @@ func (e *epoch) admit(m mark, h *etcdserverpb.ResponseHeader) error {
 		grow(&e.seen, h.Revision)
 		return nil
 	}
+	e.kill(err)
+	return err
+}
+
+// same checks that the header is of this epoch's cluster, which is all that an
+// answer without a leader's word can be held to. If not, the epoch ends.
+func (e *epoch) same(h *etcdserverpb.ResponseHeader) error {
+	if h.ClusterId == e.cluster {
+		return nil
+	}
+	err := restored("cluster id changed from %x to %x", e.cluster, h.ClusterId)
 	e.kill(err)
 	return err
 }

@@ -1,11 +1,13 @@
 package statestore
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -13,14 +15,21 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
+
+// brokenTimeout bounds the question what is wrong with a connection.
+const brokenTimeout = 100 * time.Millisecond
 
 // EtcdConfig says how to reach an etcd cluster.
 type EtcdConfig struct {
@@ -33,6 +42,10 @@ type EtcdConfig struct {
 	CACert, Cert, Key string
 	// User and Password; empty for none.
 	User, Password string
+	// ReadPassword, if not nil, is asked for the password at each login instead, so
+	// that one that is changed needs no restart. It must be safe for concurrent
+	// use.
+	ReadPassword func() (string, error)
 	// DialTimeout bounds the first connection and a login. Zero means 5 s.
 	DialTimeout time.Duration
 }
@@ -42,6 +55,13 @@ type EtcdConfig struct {
 func (c EtcdConfig) Dial() (*clientv3.Client, error) {
 	if len(c.Endpoints) == 0 {
 		return nil, errors.New("dial etcd: no endpoints")
+	}
+	if c.ReadPassword != nil {
+		password, err := c.ReadPassword()
+		if err != nil {
+			return nil, fmt.Errorf("dial etcd: password: %w", err)
+		}
+		c.Password = password
 	}
 	cfg := clientv3.Config{
 		Endpoints:   c.Endpoints,
@@ -105,7 +125,7 @@ func (c EtcdConfig) tls() (*tls.Config, error) {
 	return t, nil
 }
 
-// Etcd is the Backend over a real cluster.
+// Etcd is the Backend and the Registry over a real cluster.
 type Etcd struct {
 	cfg     EtcdConfig
 	watches atomic.Int64
@@ -114,6 +134,13 @@ type Etcd struct {
 		sync.Mutex
 		cli    *clientv3.Client // nil before the first read
 		closed bool
+	}
+	// renewals are one stream: each new one would be a login, which costs etcd a
+	// bcrypt and a write.
+	renewals struct {
+		sync.Mutex
+		stream etcdserverpb.Lease_LeaseKeepAliveClient // nil: none
+		end    context.CancelFunc
 	}
 }
 
@@ -137,7 +164,16 @@ func (b *Etcd) dial(ctx context.Context) (*clientv3.Client, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		cfg.DialTimeout = max(time.Until(deadline), time.Millisecond)
 	}
-	return cfg.Dial()
+	cli, err := cfg.Dial()
+	if err != nil && (errors.Is(err, context.DeadlineExceeded) || status.Code(err) == codes.DeadlineExceeded) {
+		// The login's time was over, and the client is gone that knew why.
+		cfg.User, cfg.Password, cfg.ReadPassword = "", "", nil
+		if other, failed := cfg.Dial(); failed == nil {
+			err = fmt.Errorf("%w%s", err, broken(other))
+			_ = other.Close()
+		}
+	}
+	return cli, err
 }
 
 // client returns the reading client.
@@ -159,6 +195,11 @@ func (b *Etcd) client(ctx context.Context) (*clientv3.Client, error) {
 
 // Close ends the reading client.
 func (b *Etcd) Close() error {
+	b.renewals.Lock()
+	if b.renewals.stream != nil {
+		b.endRenewals()
+	}
+	b.renewals.Unlock()
 	b.reader.Lock()
 	defer b.reader.Unlock()
 	b.reader.closed = true
@@ -170,12 +211,21 @@ func (b *Etcd) Close() error {
 
 // Read implements Backend.
 func (b *Etcd) Read(ctx context.Context, prefixes ...string) (Snapshot, error) {
+	return b.read(ctx, prefixes, clientv3.WithPrefix())
+}
+
+// ReadLocal implements Backend.
+func (b *Etcd) ReadLocal(ctx context.Context, prefixes ...string) (Snapshot, error) {
+	return b.read(ctx, prefixes, clientv3.WithPrefix(), clientv3.WithSerializable())
+}
+
+func (b *Etcd) read(ctx context.Context, prefixes []string, how ...clientv3.OpOption) (Snapshot, error) {
 	cli, err := b.client(ctx)
 	if err != nil {
 		return Snapshot{}, err
 	}
 	if len(prefixes) == 1 { // a plain range is a little cheaper than a transaction
-		r, err := cli.Get(ctx, prefixes[0], clientv3.WithPrefix())
+		r, err := cli.Get(ctx, prefixes[0], how...)
 		if err != nil {
 			return Snapshot{}, b.explain(cli, err)
 		}
@@ -183,7 +233,7 @@ func (b *Etcd) Read(ctx context.Context, prefixes ...string) (Snapshot, error) {
 	}
 	ops := make([]clientv3.Op, len(prefixes))
 	for i, p := range prefixes {
-		ops[i] = clientv3.OpGet(p, clientv3.WithPrefix())
+		ops[i] = clientv3.OpGet(p, how...)
 	}
 	r, err := cli.Txn(ctx).Then(ops...).Commit()
 	if err != nil {
@@ -197,12 +247,33 @@ func (b *Etcd) Read(ctx context.Context, prefixes ...string) (Snapshot, error) {
 }
 
 // explain adds what the client keeps to itself: it repeats a read until ctx
-// ends, whatever is wrong with the connection.
+// ends, whatever is wrong with the connection. A client whose password etcd does
+// not take any more is given up: it would log in with the same one for ever.
 func (b *Etcd) explain(cli *clientv3.Client, err error) error {
+	if errors.Is(err, rpctypes.ErrAuthFailed) {
+		b.reader.Lock()
+		if b.reader.cli == cli {
+			b.reader.cli = nil
+		}
+		b.reader.Unlock()
+		_ = cli.Close()
+	}
 	if errors.Is(err, context.DeadlineExceeded) && cli.ActiveConnection().GetState() != connectivity.Ready {
-		return fmt.Errorf("no connection to etcd at %s: %w", strings.Join(b.cfg.Endpoints, ","), err)
+		return fmt.Errorf("no connection to etcd at %s: %w%s", strings.Join(b.cfg.Endpoints, ","), err, broken(cli))
 	}
 	return err
+}
+
+// broken is what is wrong with the connection, such as a certificate that has
+// expired: a call that the client does not repeat fails with it at once.
+func broken(cli *clientv3.Client) string {
+	ctx, cancel := context.WithTimeout(context.Background(), brokenTimeout)
+	defer cancel()
+	_, err := etcdserverpb.NewKVClient(cli.ActiveConnection()).Range(ctx, &etcdserverpb.RangeRequest{Key: []byte{0}})
+	if status.Code(err) != codes.Unavailable {
+		return ""
+	}
+	return ": " + status.Convert(err).Message()
 }
 
 // Watch implements Backend.
@@ -244,4 +315,90 @@ func (w *etcdWatch) RequestProgress(ctx context.Context) error {
 func (w *etcdWatch) Close() {
 	w.cancel()
 	_ = w.cli.Close()
+}
+
+// Grant implements Registry.
+func (b *Etcd) Grant(ctx context.Context, ttl time.Duration) (lease int64, granted time.Duration, err error) {
+	cli, err := b.client(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	r, err := cli.Grant(ctx, int64(ttl/time.Second))
+	if err != nil {
+		return 0, 0, b.explain(cli, err)
+	}
+	return int64(r.ID), time.Duration(r.TTL) * time.Second, nil
+}
+
+// Renew implements Registry.
+func (b *Etcd) Renew(ctx context.Context, lease int64) (granted time.Duration, err error) {
+	cli, err := b.client(ctx)
+	if err != nil {
+		return 0, err
+	}
+	s := &b.renewals
+	s.Lock()
+	defer s.Unlock()
+	if s.stream == nil {
+		alive, end := context.WithCancel(context.Background())
+		opening := context.AfterFunc(ctx, end)
+		s.stream, err = etcdserverpb.NewLeaseClient(cli.ActiveConnection()).LeaseKeepAlive(alive)
+		if s.end = end; err != nil || !opening() {
+			b.endRenewals()
+			return 0, b.explain(cli, cmp.Or(err, ctx.Err()))
+		}
+	}
+	asking := context.AfterFunc(ctx, s.end)
+	err = s.stream.Send(&etcdserverpb.LeaseKeepAliveRequest{ID: lease})
+	var r *etcdserverpb.LeaseKeepAliveResponse
+	if err == nil || errors.Is(err, io.EOF) { // EOF: Recv says why
+		r, err = s.stream.Recv()
+	}
+	if !asking() || err != nil {
+		b.endRenewals()
+		return 0, b.explain(cli, cmp.Or(ctx.Err(), rpctypes.Error(err)))
+	}
+	if r.TTL <= 0 {
+		return 0, rpctypes.ErrLeaseNotFound
+	}
+	return time.Duration(r.TTL) * time.Second, nil
+}
+
+// endRenewals gives the stream up; the next renewal opens another. The caller
+// holds the lock.
+func (b *Etcd) endRenewals() {
+	b.renewals.end()
+	b.renewals.stream = nil
+}
+
+// Release implements Registry.
+func (b *Etcd) Release(ctx context.Context, lease int64) error {
+	cli, err := b.client(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = cli.Revoke(ctx, clientv3.LeaseID(lease))
+	return err
+}
+
+// Write implements Registry.
+func (b *Etcd) Write(ctx context.Context, path, value string, lease, created int64) (Written, error) {
+	cli, err := b.client(ctx)
+	if err != nil {
+		return Written{}, err
+	}
+	r, err := cli.Txn(ctx).
+		If(clientv3.Compare(clientv3.CreateRevision(path), "=", created)).
+		Then(clientv3.OpPut(path, value, clientv3.WithLease(clientv3.LeaseID(lease)))).
+		Else(clientv3.OpGet(path)).Commit()
+	if err != nil {
+		return Written{}, b.explain(cli, err)
+	}
+	w := Written{Header: r.Header, Done: r.Succeeded}
+	if !r.Succeeded {
+		for _, kv := range r.Responses[0].GetResponseRange().Kvs {
+			w.Lease = kv.Lease
+		}
+	}
+	return w, nil
 }

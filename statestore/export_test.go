@@ -2,6 +2,7 @@ package statestore
 
 import (
 	"context"
+	"time"
 
 	"github.com/dgraph-io/ristretto/v2"
 
@@ -50,3 +51,6 @@ func (s *Store) Fill(ctx context.Context, want keyspace.Record) error {
 	var v view
 	return s.use(ctx, s.epoch.Load(), &v, 0, want)
 }
+
+// ShortenLease makes the store believe that its lease ends in d.
+func (s *Store) ShortenLease(d time.Duration) { s.fleet.current.Load().end.Store(int64(now() + d)) }

@@ -17,8 +17,10 @@ import (
 const (
 	// loadTimeout bounds a load, whoever still waits for it.
 	loadTimeout = time.Second
-	// slotWait is how long a load waits for its turn before it is shed. Envoy
-	// gives a whole check 250 ms.
+	// confirmWait is how long a load waits for the answer that a leader confirms.
+	// Envoy gives a whole check 250 ms.
+	confirmWait = 100 * time.Millisecond
+	// slotWait is how long a load waits for its turn before it is shed.
 	slotWait = 100 * time.Millisecond
 	// rereads bounds how often a record is read again because an event on it
 	// arrived while it was being read.
@@ -240,13 +242,8 @@ func (l *loader) read(ctx context.Context, e *epoch, hashes []uint64, want ...ke
 again:
 	for range rereads {
 		l.counts.loads.Add(1)
-		m := e.mark()
-		snap, err := l.backend.Read(ctx, folders...)
+		snap, err := l.fetch(ctx, e, folders)
 		if err != nil {
-			l.counts.loadErrors.Add(1)
-			return nil, fmt.Errorf("%w: load: %w", authz.ErrUnavailable, err)
-		}
-		if err := e.admit(m, snap.Header); err != nil {
 			return nil, err
 		}
 		recs := make([]*record, len(want))
@@ -263,24 +260,51 @@ again:
 	return nil, fmt.Errorf("%w: %s changed during each of %d reads", authz.ErrUnavailable, want[0].Kind, rereads)
 }
 
+// fetch reads folders, and holds the answer against the epoch. Without a leader,
+// as in an election, no read is confirmed; then what one member has will do.
+// Whether a record may be used does not depend on when it was read, but on its
+// revision: not below fence and floor.
+func (l *loader) fetch(ctx context.Context, e *epoch, folders []string) (snap Snapshot, err error) {
+	m := e.mark()
+	confirmed, cancel := context.WithTimeout(ctx, confirmWait)
+	defer cancel()
+	if snap, err = l.backend.Read(confirmed, folders...); err == nil {
+		return snap, e.admit(m, snap.Header)
+	}
+	local, errLocal := l.backend.ReadLocal(ctx, folders...)
+	if errLocal != nil {
+		l.counts.loadErrors.Add(1)
+		return snap, fmt.Errorf("%w: load: %w", authz.ErrUnavailable, errLocal)
+	}
+	l.counts.localLoads.Add(1)
+	return local, e.same(local.Header)
+}
+
 // record builds record want from the i-th range of a snapshot.
 func (l *loader) record(e *epoch, want keyspace.Record, snap Snapshot, i int) *record {
 	r := &record{epoch: e, id: want, rev: snap.Header.Revision}
 	var entries []keyspace.Entry
+	var details int64 // ModRevision of the record's details
 	for _, kv := range snap.Ranges[i] {
 		key := string(kv.Key)
 		// The same test as for an event: a key that raises no fence of this
 		// record is not part of it.
-		if p, err := l.space.Parse(key); err != nil || p.Record != want {
+		p, err := l.space.Parse(key)
+		if err != nil || p.Record != want {
 			continue
 		}
 		entries = append(entries, keyspace.Entry{Key: key, Value: kv.Value})
 		r.mod = max(r.mod, kv.ModRevision)
+		if p.Field == keyspace.FieldDetails {
+			details = kv.ModRevision
+		}
 	}
 	var problem string
 	switch want.Kind {
 	case keyspace.KindKey:
 		if r.credential = l.space.Credential(entries); r.credential != nil {
+			// Of the value itself, not of the read: it outlives eviction and reload.
+			r.credential.Revision = details
 			problem = r.credential.Problem + r.credential.Status.Problem
 		}
 	case keyspace.KindApp:

@@ -2,6 +2,7 @@ package statestore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -47,16 +48,28 @@ func (s *Store) probe(ctx context.Context, e *epoch, w Watch, replacements chan<
 // did not follow.
 func (s *Store) prove(ctx context.Context, e *epoch, w Watch) (silent bool, err error) {
 	s.counts.probes.Add(1)
-	m := e.mark()
-	t0 := now()
 	read, cancel := context.WithTimeout(ctx, 2*s.budget/5)
 	defer cancel()
-	head, err := s.backend.Read(read, s.space.Probe())
+	member, err := s.fleet.await(read) // before t0
+	if err != nil {
+		return false, err
+	}
+	m := e.mark()
+	t0 := now()
+	prefixes := []string{s.space.Probe()}
+	if member.created > 0 {
+		prefixes = append(prefixes, s.fleet.path)
+	}
+	head, err := s.backend.Read(read, prefixes...)
 	if err != nil {
 		return false, fmt.Errorf("probe: %w", err)
 	}
 	if err := e.admit(m, head.Header); err != nil {
 		return false, err
+	}
+	if member.created > 0 && !member.found(head.Ranges[1]) {
+		member.lose()
+		return false, errors.New("probe: the registration has been removed")
 	}
 	h := head.Header.Revision
 	follow, cancel := context.WithTimeout(ctx, 2*s.budget/5)
@@ -75,7 +88,8 @@ func (s *Store) prove(ctx context.Context, e *epoch, w Watch) (silent bool, err 
 			return false, e.end.cause
 		}
 	}
-	e.proof.Store(&proof{epoch: e, t0: t0, validUntil: t0 + s.budget})
+	end := min(t0+s.budget, time.Duration(member.end.Load()))
+	e.proof.Store(&proof{epoch: e, member: member, t0: t0, validUntil: end})
 	return false, nil
 }
 
@@ -101,6 +115,7 @@ func (s *Store) report(err error) { s.trouble.Store(&trouble{err}) }
 type counts struct {
 	hits, absentHits, caughtUp, misses           atomic.Int64
 	loads, loadErrors, joined, rejoined, rereads atomic.Int64
+	localLoads                                   atomic.Int64
 	shed, waits, snapshots, unreadable           atomic.Int64
 	events, repeated, ignored, gaps, replaced    atomic.Int64
 	probes, probeErrors                          atomic.Int64

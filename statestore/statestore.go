@@ -22,7 +22,8 @@
 //     anything else. It uses a record only if the record was read in this epoch,
 //     is the one asked for, and rev >= max(fence, floor); else it loads it.
 //  3. A load reads the record's whole folder at one revision H, and keeps it if
-//     H >= max(fence, floor) as they are after the read; else it reads again.
+//     H >= max(fence, floor) as they are after the read; else it reads again. The
+//     read need not be linearizable: what matters is H.
 //  4. If a record used holds a change newer than applied, the check waits for
 //     the watch to come so far and compares all again, or reads all three in one
 //     transaction: a yes is always a state that existed.
@@ -36,6 +37,10 @@
 //  8. Another cluster id, of a read or of the watch, a raft term that fell, or a
 //     linearizable read below what was applied or read before: the history is
 //     another one. A new epoch begins, and nothing of the old one is used.
+//  9. A registered replica ([fleet]) has its registration acknowledged by etcd
+//     before the t0 of a proof, finds it again in the proof's own read, and lets
+//     no proof outlive its lease. When applied has passed a barrier, it writes
+//     how far it has come.
 //
 // Claim 1: a check that begins after applied >= R never uses a state of record
 // k older than an event on k at or before R. The fence was stored before applied, and
@@ -53,9 +58,17 @@
 // was true when the proof was stored, and the check loaded the proof before it
 // looked at a fence: claim 1.
 //
-// Neither claim assumes anything of the cache, of the clocks of other machines
-// or of the watch being alive: a watch that has gone silent ends the proofs,
-// and with them every yes.
+// Claim 3: a revocation at R that lists the registrations in its own transaction,
+// and then waits until each of them has acknowledged R, or for S + 1 s, leaves no
+// registered replica that says yes to a check that begins later. One that was
+// listed has applied R, or its proofs were begun before R and are over. One that
+// was not listed has registered later, so that its proofs have H > R, or its
+// lease had ended, and its proofs with it. docs/decisions/0005-receipt.md has the
+// argument in full.
+//
+// No claim assumes anything of the cache, of what another machine's clock shows
+// (claim 3 only that clocks run at about the same rate) or of the watch being
+// alive: a watch that has gone silent ends the proofs, and with them every yes.
 package statestore
 
 import (
@@ -65,6 +78,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"math/bits"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -74,12 +88,10 @@ import (
 	"keygate/statestore/keyspace"
 )
 
-// Limits and default of the staleness budget. Below 3 s every election of an
-// etcd leader (measured: 1.5 s at the median, 2.1 s at most) would be an outage;
-// 60 s is the longest that a receipt for the whole fleet can wait.
+// Limits and default of the staleness budget.
 const (
-	MinStalenessBudget     = 3 * time.Second
-	MaxStalenessBudget     = 60 * time.Second
+	MinStalenessBudget     = keyspace.MinStalenessBudget
+	MaxStalenessBudget     = keyspace.MaxStalenessBudget
 	DefaultStalenessBudget = 5 * time.Second
 )
 
@@ -105,6 +117,11 @@ type Config struct {
 	UnknownLoadsPerSecond float64
 	// Logger; nil discards.
 	Logger *slog.Logger
+	// Registry to register in, under Version: the replica then answers only while
+	// it is registered, and acknowledges what it has applied. nil leaves it
+	// outside of every receipt.
+	Registry Registry
+	Version  string
 	// OnChange, if set, is called by the watcher for each event that the schema
 	// knows, after it took effect. It must not block.
 	OnChange func(Change)
@@ -134,6 +151,7 @@ type Store struct {
 	onChange func(Change)
 	onApply  func(int, time.Duration)
 
+	fleet   *fleet
 	epoch   atomic.Pointer[epoch]
 	counts  counts
 	trouble atomic.Pointer[trouble]
@@ -164,9 +182,17 @@ func New(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("staleness budget %v: want %v to %v", cfg.StalenessBudget, MinStalenessBudget, MaxStalenessBudget)
 	case cfg.FenceSlots < 1 || bits.OnesCount(uint(cfg.FenceSlots)) != 1:
 		return nil, fmt.Errorf("%d fence slots: want a power of two", cfg.FenceSlots)
+	case leaseTTL(cfg.StalenessBudget)-leaseMargin < cfg.StalenessBudget+time.Second:
+		// A replica could leave the registry, and with it the list that a receipt
+		// waits for, while a proof of it has longer to go.
+		return nil, fmt.Errorf("a lease of %v is too short for a staleness budget of %v", leaseTTL(cfg.StalenessBudget), cfg.StalenessBudget)
 	case cfg.CacheBytes < 0 || cfg.Loads < 1 || cfg.UnknownLoadsPerSecond < 0:
 		return nil, fmt.Errorf("cache of %d bytes, %d loads, %v unknown loads a second: want positive numbers",
 			cfg.CacheBytes, cfg.Loads, cfg.UnknownLoadsPerSecond)
+	}
+	fleet, err := newFleet(cfg.Registry, cfg.Space, cfg.Version, cfg.StalenessBudget)
+	if err != nil {
+		return nil, err
 	}
 	caches, err := newCaches(cfg.CacheBytes)
 	if err != nil {
@@ -174,7 +200,7 @@ func New(cfg Config) (*Store, error) {
 	}
 	s := &Store{
 		budget: cfg.StalenessBudget, interval: min(time.Second, cfg.StalenessBudget/5), slots: cfg.FenceSlots,
-		seed: maphash.MakeSeed(), onChange: cfg.OnChange, onApply: cfg.OnApply,
+		seed: maphash.MakeSeed(), onChange: cfg.OnChange, onApply: cfg.OnApply, fleet: fleet,
 	}
 	s.loader = loader{
 		backend: cfg.Backend, space: cfg.Space, caches: caches, log: &limitedLog{log: cfg.Logger, gates: map[string]*gate{}}, counts: &s.counts,
@@ -196,10 +222,18 @@ func orDefault[T comparable](v, otherwise T) T {
 	return v
 }
 
-// Run follows the store until ctx ends; then every later answer is a refusal.
-// It is called once and returns nil.
+// Run follows the store until ctx ends; then every later answer is a refusal,
+// and only then the registration is given up. It is called once and returns nil.
 func (s *Store) Run(ctx context.Context) error {
 	defer s.loader.close()
+	if s.fleet.registry != nil {
+		registered, leave := context.WithCancel(context.WithoutCancel(ctx))
+		var members sync.WaitGroup
+		members.Go(func() { s.register(registered) })
+		members.Go(func() { s.acknowledge(registered) })
+		defer members.Wait()
+		defer leave()
+	}
 	defer s.Expire()
 	wait := time.Duration(0)
 	for ctx.Err() == nil && !s.closed.Load() {
@@ -254,6 +288,8 @@ func (s *Store) stale(e *epoch, p *proof) error {
 		return e.end.cause
 	case p == nil:
 		return fmt.Errorf("%w: nothing proven yet: %w", authz.ErrUnavailable, cause)
+	case p.member.lost.Load():
+		return fmt.Errorf("%w: not registered any more: %w", authz.ErrUnavailable, s.fleet.problem(cause))
 	}
 	return fmt.Errorf("%w: the last proof is %.1f s old, more than the staleness budget of %v: %w",
 		authz.ErrUnavailable, (now() - p.t0).Seconds(), s.budget, cause)

@@ -19,12 +19,23 @@ type Status struct {
 	Epoch           int64         `json:"epoch"`
 	ClusterID       uint64        `json:"clusterId,string"`
 
+	// Registration is RegistrationOff, or tells whether the replica is in the
+	// registry, under ReplicaID; Acknowledged is the newest revision that it has
+	// acknowledged there.
+	Registration     Registration `json:"registration"`
+	ReplicaID        string       `json:"replicaId,omitempty"`
+	Acknowledged     int64        `json:"acknowledgedRevision"`
+	Acknowledgements int64        `json:"acknowledgements"`
+	AckErrors        int64        `json:"acknowledgementErrors"`
+	Unregistered     int64        `json:"registrationsLost"` // or failed
+
 	Hits        int64 `json:"cacheHits"`         // records used from the cache
 	AbsentHits  int64 `json:"negativeCacheHits"` // keys known not to exist
 	CaughtUp    int64 `json:"cacheCaughtUp"`     // cached records brought up to date by the one event they lacked
 	Misses      int64 `json:"cacheMisses"`       // records that had to be loaded
 	Loads       int64 `json:"loads"`             // reads sent to etcd
 	LoadErrors  int64 `json:"loadErrors"`
+	LocalLoads  int64 `json:"loadsLocal"`    // answered by one member, without a leader
 	Joined      int64 `json:"loadsJoined"`   // checks that shared another's load
 	Shed        int64 `json:"loadsShed"`     // loads refused to protect etcd
 	Rereads     int64 `json:"loadsRepeated"` // reads repeated because an event came meanwhile
@@ -40,17 +51,39 @@ type Status struct {
 	ProbeErrors int64 `json:"probeErrors"`
 }
 
+// Registration is a replica's place in the fleet.
+type Registration string
+
+// The registrations. A replica whose registration is off is outside of every
+// receipt.
+const (
+	RegistrationOff  Registration = "off"
+	Registered       Registration = "registered"
+	RegistrationLost Registration = "none"
+)
+
 // Status returns the figures of now, each by itself exact.
 func (s *Store) Status() Status {
 	e, c := s.epoch.Load(), &s.counts
 	st := Status{
 		ProofAge: -1, StalenessBudget: s.budget, AppliedRevision: e.applied.Load(), Epoch: e.number, ClusterID: e.cluster,
 		Hits: c.hits.Load(), AbsentHits: c.absentHits.Load(), CaughtUp: c.caughtUp.Load(), Misses: c.misses.Load(),
-		Loads: c.loads.Load(), LoadErrors: c.loadErrors.Load(), Joined: c.joined.Load(), Shed: c.shed.Load(),
+		Loads: c.loads.Load(), LoadErrors: c.loadErrors.Load(), LocalLoads: c.localLoads.Load(), Joined: c.joined.Load(), Shed: c.shed.Load(),
 		Rereads: c.rereads.Load() + c.rejoined.Load(), Waits: c.waits.Load(), Snapshots: c.snapshots.Load(), Unreadable: c.unreadable.Load(),
 		Events: c.events.Load(), Repeated: c.repeated.Load(), Ignored: c.ignored.Load(), Gaps: c.gaps.Load(), Replaced: c.replaced.Load(),
 		Probes: c.probes.Load(), ProbeErrors: c.probeErrors.Load(),
 	}
+	f := s.fleet
+	switch {
+	case f.registry == nil:
+		st.Registration = RegistrationOff
+	case f.current.Load() == nil:
+		st.Registration = RegistrationLost
+	default:
+		st.Registration = Registered
+	}
+	st.ReplicaID, st.Acknowledged = f.self.ID, f.acknowledged.Load()
+	st.Acknowledgements, st.AckErrors, st.Unregistered = f.acknowledgements.Load(), f.failures.Load(), f.losses.Load()
 	if p := e.proof.Load(); p != nil {
 		st.ProofAge = now() - p.t0
 	}

@@ -401,6 +401,44 @@ func TestReadsFail(t *testing.T) {
 	w.want(authz.Allowed)
 }
 
+// Without a leader a record that must be read is read from one member, and used
+// only if it is not older than what the watch has applied.
+func TestLoadWithoutLeader(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	other := authz.KeyID{7}
+	storetest.Cluster{Put: w.Put}.PutKey(other)
+	w.applied(w.Put("/keygate/.barrier-of-the-test", "")) // so that all of it is applied
+	w.Leaderless(true)
+	if d := w.decide(t.Context(), other); d.Reason != authz.Allowed {
+		t.Fatalf("a key that was never read: got %v (%s), want allowed", d.Reason, d.Problem)
+	}
+	if got := w.store.Status().LocalLoads; got == 0 {
+		t.Error("no load was local: the test is not about one")
+	}
+	// Two changes that the member does not have: the event alone does not do.
+	w.Put(storetest.Space.Status(keyspace.KeyRecord(storetest.Org, other)), "approved")
+	w.applied(w.Put(storetest.Space.Status(keyspace.KeyRecord(storetest.Org, other)), "revoked"))
+	if d := w.decide(t.Context(), other); d.Reason != authz.Stale {
+		t.Errorf("revoked, and the member does not know: got %v (%s), want stale", d.Reason, d.Problem)
+	}
+	w.Leaderless(false)
+	w.until("the revocation to be read", func() bool { return w.decide(t.Context(), other).Reason == authz.KeyRevoked })
+}
+
+// A revocation with a barrier beside it takes effect without a read, as one
+// without does.
+func TestCaughtUpBesideBarrier(t *testing.T) {
+	t.Parallel()
+	w := begin(t, nil)
+	w.cached()
+	w.FailReads(errors.New("etcdserver: no leader"))
+	w.applied(w.PutAll(storetest.Space.Status(w.key), "revoked", storetest.Space.Barrier(storetest.Org), "x"))
+	w.want(authz.KeyRevoked)
+	w.applied(w.PutAll("/keygate/another/.barrier", "x", storetest.Space.Status(w.key), "approved", storetest.Space.Barrier(storetest.Org), "x"))
+	w.want(authz.Allowed)
+}
+
 // Keys nobody knows are shed above the rate, and take nothing from the keys
 // that are known, not even when all of those must load again.
 func TestUnknownKeysAreShed(t *testing.T) {

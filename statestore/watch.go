@@ -61,6 +61,7 @@ func (s *Store) follow(ctx context.Context) error {
 		return fmt.Errorf("open the watch: %w", err)
 	}
 	e.advance(h0)
+	signal(s.fleet.due) // whatever barrier lies behind
 	s.log.Info("watching", "prefix", s.space.Watched(), "revision", h0, "epoch", e.number)
 
 	ctx, stop := context.WithCancel(ctx)
@@ -107,10 +108,10 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 	arrived := now()
 	// The watch has a connection of its own, and the client resumes on whatever
 	// answers at the address: its events may be another history's.
-	if u.Header != nil && u.Header.ClusterId != e.cluster {
-		err := restored("cluster id of the watch changed from %x to %x", e.cluster, u.Header.ClusterId)
-		e.kill(err)
-		return err
+	if u.Header != nil {
+		if err := e.same(u.Header); err != nil {
+			return err
+		}
 	}
 	if err := u.Err(); err != nil {
 		if errors.Is(err, rpctypes.ErrCompacted) {
@@ -126,6 +127,7 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 	// carries the current one on every batch. Only the events' own count.
 	last := int64(0)
 	var changes []Change
+	barrier := false
 	for i, ev := range u.Events {
 		rev := ev.Kv.ModRevision
 		if rev < last {
@@ -143,12 +145,16 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 			s.log.Warn("key ignored", "cause", err, "revision", rev)
 			continue
 		}
+		if path.Record.Kind == keyspace.KindNone {
+			barrier = true
+			continue
+		}
 		// All events of a revision come in one response: etcd guarantees it, and the
 		// client puts fragments of one together before it hands them on. A
-		// revision with more than one is a transaction, of which no event by itself
-		// is all that happened.
+		// revision with more than one record's is a transaction, of which no event by
+		// itself is all that happened; a barrier beside it says nothing of records.
 		var c *change
-		if alone(u.Events, i) {
+		if s.alone(u.Events, i) {
 			c = flagChange(path, ev)
 		}
 		e.raise(s.hash(path.Record), rev, c)
@@ -157,6 +163,9 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 		}
 	}
 	e.advance(last)
+	if barrier {
+		signal(s.fleet.due)
+	}
 	s.counts.events.Add(int64(len(u.Events)))
 	if s.onApply != nil && len(u.Events) > 0 {
 		s.onApply(len(u.Events), now()-arrived)
@@ -167,11 +176,17 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 	return nil
 }
 
-// alone tells whether no other event has the i-th event's revision.
-func alone(events []*clientv3.Event, i int) bool {
+// alone tells whether no other event but barriers has the i-th event's revision.
+func (s *Store) alone(events []*clientv3.Event, i int) bool {
 	rev := events[i].Kv.ModRevision
-	return (i == 0 || events[i-1].Kv.ModRevision != rev) &&
-		(i == len(events)-1 || events[i+1].Kv.ModRevision != rev)
+	for _, step := range []int{-1, 1} {
+		for j := i + step; j >= 0 && j < len(events) && events[j].Kv.ModRevision == rev; j += step {
+			if path, err := s.space.Parse(string(events[j].Kv.Key)); err != nil || path.Record.Kind != keyspace.KindNone {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // flagChange is the put of a flag; nil for any other event. A delete may leave

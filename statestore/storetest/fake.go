@@ -9,6 +9,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"keygate/statestore"
@@ -34,6 +35,7 @@ type Fake struct {
 // faults are under Fake.mu.
 type faults struct {
 	read       error         // every read fails with it
+	leaderless *Fake         // no read is confirmed; a local one sees this state
 	thaw       chan struct{} // while set, nothing is answered or delivered until it is closed
 	noProgress bool          // progress requests are dropped
 	held       bool          // events are kept back, progress with them
@@ -104,6 +106,16 @@ func (f *Fake) Compact() {
 
 // FailReads makes every read fail with err; nil ends it.
 func (f *Fake) FailReads(err error) { f.fault(func() { f.faults.read = err }) }
+
+// Leaderless lets every Read fail, as in an election, and ReadLocal see the state
+// of now, however old it grows; false ends it.
+func (f *Fake) Leaderless(on bool) {
+	var state *Fake
+	if on {
+		state = f.Copy()
+	}
+	f.fault(func() { f.faults.leaderless = state })
+}
 
 // DropProgress drops progress requests in silence, as etcd does while a
 // watcher of the stream is behind.
@@ -203,6 +215,17 @@ func (f *Fake) header(revision int64) *etcdserverpb.ResponseHeader {
 	return &etcdserverpb.ResponseHeader{ClusterId: f.cluster, RaftTerm: f.term, Revision: revision}
 }
 
+// ReadLocal implements statestore.Backend.
+func (f *Fake) ReadLocal(ctx context.Context, prefixes ...string) (statestore.Snapshot, error) {
+	f.mu.Lock()
+	state := f.faults.leaderless
+	f.mu.Unlock()
+	if state == nil {
+		state = f
+	}
+	return state.Read(ctx, prefixes...)
+}
+
 // Read implements statestore.Backend.
 func (f *Fake) Read(ctx context.Context, prefixes ...string) (statestore.Snapshot, error) {
 	if err := f.reach(ctx); err != nil {
@@ -210,6 +233,9 @@ func (f *Fake) Read(ctx context.Context, prefixes ...string) (statestore.Snapsho
 	}
 	f.mu.Lock()
 	err, hook := f.faults.read, f.faults.afterRead
+	if f.faults.leaderless != nil {
+		err = rpctypes.ErrNoLeader
+	}
 	s := statestore.Snapshot{Header: f.header(f.revision)}
 	for _, p := range prefixes {
 		var kvs []*mvccpb.KeyValue
