@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -25,7 +26,7 @@ const (
 	bridgeFlush = time.Second
 )
 
-// routine lines are those that etcd writes as warnings and errors at a normal
+// routine is how lines end that etcd writes as warnings and errors at a normal
 // start in this configuration.
 var routine = []string{
 	"Running http and grpc server on single port. This is not recommended for production.",
@@ -35,6 +36,9 @@ var routine = []string{
 	"Failed to detect schema version",
 	"failed to update storage version",
 	"Failed to detect storage schema version. Please wait till wal snapshot before upgrading cluster.",
+	// An id stands before it. The first election tick of a new member can come
+	// before the member has applied that it exists; the next tick elects it.
+	"cannot campaign at term 1 since there are still pending configuration changes to apply",
 }
 
 // bridge carries etcd's log to slog. Writing to it never blocks: etcd's read
@@ -176,7 +180,7 @@ func (c *bridgeCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 		return nil
 	}
 	switch {
-	case slices.Contains(routine, entry.Message):
+	case slices.ContainsFunc(routine, func(end string) bool { return strings.HasSuffix(entry.Message, end) }):
 		l = slog.LevelDebug
 	case entry.Level > zapcore.ErrorLevel && !c.started.Load():
 		l = slog.LevelDebug // Serve returns it

@@ -71,6 +71,7 @@ func TestBridgeLevels(t *testing.T) {
 	lg.Info("info")
 	lg.Warn("warning", zap.String("stacktrace", "main.main()"))
 	lg.Warn(routine[0])
+	lg.Warn("8e9e05c52164694d cannot campaign at term 1 since there are still pending configuration changes to apply")
 	lg.Error("error", zap.Error(errors.New("cause")))
 	b.closing.Store(true)
 	lg.Warn("late warning")
@@ -87,6 +88,7 @@ func TestBridgeLevels(t *testing.T) {
 		"DEBUG etcd: info member=m",
 		"WARN etcd: warning member=m",
 		"DEBUG etcd: " + routine[0] + " member=m",
+		"DEBUG etcd: 8e9e05c52164694d cannot campaign at term 1 since there are still pending configuration changes to apply member=m",
 		"ERROR etcd: error error=cause member=m",
 	}
 	if len(got) != len(want) {

@@ -30,7 +30,8 @@ import (
 const patience = 20 * time.Second
 
 // The test binary is also what a Child runs ("etcd"), a process that has a
-// Child ("parent"), and a child that does not stop when told to ("stubborn").
+// Child ("parent"), a child that does not stop when told to ("stubborn"), and a
+// process that saves a snapshot ("save") or restores it ("restore").
 func TestMain(m *testing.M) {
 	etcdtest.Reexec()
 	if len(os.Args) > 1 {
@@ -39,6 +40,10 @@ func TestMain(m *testing.M) {
 			os.Exit(etcdMain(os.Args[2:]))
 		case "parent":
 			os.Exit(parentMain(os.Args[2]))
+		case "save":
+			os.Exit(saveMain(os.Args[2], os.Args[3]))
+		case "restore":
+			os.Exit(restoreMain(os.Args[2], os.Args[3]))
 		case "stubborn":
 			signal.Ignore(syscall.SIGTERM)
 			fmt.Fprintln(os.Stderr, "stubborn")

@@ -33,7 +33,12 @@ const (
 // the *process ends at once* with status 1 and a line in the log, as etcd
 // always does: what is in memory can no longer be trusted. Programs that have
 // anything else to do run Serve in a [Child].
+//
+// In the process that [Restore] starts to read the data, it does that and ends.
 func Serve(ctx context.Context, cfg Config, ready func()) error {
+	if folder := os.Getenv(readVariable); folder != "" {
+		return serveReader(ctx, cfg, folder)
+	}
 	socket, err := socketPath(cfg.DataDir)
 	if err != nil {
 		return err
