@@ -1,6 +1,11 @@
 // Package ledger makes the changes: it writes records, statuses and indexes to
 // etcd, together, and never over something it has not read.
 //
+// # What a change of status does
+//
+// [SetStatus] revokes and approves, flag by flag, and [Change.Wait] returns when
+// no replica answers by what was before: the receipt.
+//
 // # What an import does
 //
 // [Import] brings one developer app into the store, with its credentials, and
