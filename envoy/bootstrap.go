@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"text/template"
@@ -25,9 +26,10 @@ type Bootstrap struct {
 	// Admin is Envoy's own interface, which must stay on loopback. Empty means
 	// "127.0.0.1:0".
 	Admin string
-	// Authz is where keygate answers checks, in plain text: a loopback
-	// address, or unix:///path.
-	Authz string
+	// Authz is where the replicas of keygate answer checks, in plain text:
+	// loopback addresses, or unix:///path. One at least. A name stands for all
+	// the addresses that it resolves to, and does not go with unix:///path.
+	Authz []string
 	// Upstream is the protected backend; unix:///path will do.
 	Upstream string
 	// KeyHeader as in Config. Config.KeyQuery has no counterpart: Envoy sends
@@ -106,7 +108,7 @@ func (b Bootstrap) Render() ([]byte, error) {
 		return nil, err
 	}
 	t, err := template.New("bootstrap.yaml").Funcs(template.FuncMap{
-		"json": toJSON, "address": envoyAddress, "clusterType": clusterType, "mutable": mutableHeaders,
+		"json": toJSON, "address": envoyAddress, "clusterType": clusterType, "mutable": mutableHeaders, "list": list,
 	}).Parse(bootstrapTemplate)
 	if err != nil {
 		return nil, fmt.Errorf("parse the bootstrap template: %w", err)
@@ -122,12 +124,18 @@ func (b Bootstrap) check() error {
 	if err := CheckKeyHeader(b.KeyHeader); err != nil {
 		return err
 	}
-	for _, a := range []struct{ what, address string }{
-		{"listen", b.Listen}, {"admin", b.Admin}, {"keygate", b.Authz}, {"upstream", b.Upstream},
-	} {
+	type named struct{ what, address string }
+	addresses := []named{{"listen", b.Listen}, {"admin", b.Admin}, {"upstream", b.Upstream}}
+	for _, a := range b.Authz {
+		addresses = append(addresses, named{"keygate", a})
+	}
+	for _, a := range addresses {
 		if _, err := envoyAddress(a.address); err != nil {
 			return fmt.Errorf("%s address: %w", a.what, err)
 		}
+	}
+	if err := checkReplicas(b.Authz); err != nil {
+		return err
 	}
 	if listenIP(b.Listen) == nil {
 		return fmt.Errorf("listen address %q: want an IP address and a port", b.Listen)
@@ -141,6 +149,22 @@ func (b Bootstrap) check() error {
 		}
 		if len(r.Products) > maxProducts {
 			return fmt.Errorf("route %q: %d products, want at most %d", r.Prefix, len(r.Products), maxProducts)
+		}
+	}
+	return nil
+}
+
+// checkReplicas tells what is wrong with addresses of which each is well-formed.
+func checkReplicas(addresses []string) error {
+	if len(addresses) == 0 {
+		return errors.New("no keygate address, want one at least")
+	}
+	for i, a := range addresses {
+		switch {
+		case slices.Contains(addresses[:i], a):
+			return fmt.Errorf("keygate address %q stands there twice", a)
+		case strings.HasPrefix(a, "unix://") && clusterType(addresses) != typeStatic:
+			return fmt.Errorf("keygate address %q: want no name beside a unix socket: Envoy resolves all of a cluster or nothing", a)
 		}
 	}
 	return nil
@@ -180,14 +204,25 @@ func envoyAddress(address string) (string, error) {
 	return toJSON(map[string]any{"socket_address": map[string]any{"address": host, "port_value": n}})
 }
 
-// clusterType is STATIC for what needs no name to be resolved.
-func clusterType(address string) string {
-	host, _, _ := net.SplitHostPort(address)
-	if strings.HasPrefix(address, "unix://") || net.ParseIP(host) != nil {
-		return "STATIC"
+// Types of a cluster, in Envoy's words.
+const (
+	typeStatic = "STATIC"
+	typeDNS    = "STRICT_DNS"
+)
+
+// clusterType is STATIC where no name needs to be resolved.
+func clusterType(addresses []string) string {
+	for _, a := range addresses {
+		host, _, _ := net.SplitHostPort(a)
+		if !strings.HasPrefix(a, "unix://") && net.ParseIP(host) == nil {
+			return typeDNS
+		}
 	}
-	return "STRICT_DNS"
+	return typeStatic
 }
+
+// list is for the template, which has no literal of one.
+func list(s ...string) []string { return s }
 
 // mutableHeaders is the regular expression of all header names that an allow
 // sets or removes, as JSON. The key header's name needs no quoting (see

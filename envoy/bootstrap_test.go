@@ -16,7 +16,7 @@ import (
 
 func bootstrap(edit func(*envoy.Bootstrap)) envoy.Bootstrap {
 	b := envoy.Bootstrap{
-		Listen: "127.0.0.1:10000", Authz: "127.0.0.1:9000", Upstream: "127.0.0.1:8000",
+		Listen: "127.0.0.1:10000", Authz: []string{"127.0.0.1:9000"}, Upstream: "127.0.0.1:8000",
 		Routes: envoy.QuickstartRoutes(),
 	}
 	if edit != nil {
@@ -29,14 +29,22 @@ func bootstrap(edit func(*envoy.Bootstrap)) envoy.Bootstrap {
 func TestBootstrapValidates(t *testing.T) {
 	binary := proxytest.Binary(t)
 	for name, edit := range map[string]func(*envoy.Bootstrap){
-		"quickstart":  nil,
-		"access log":  func(b *envoy.Bootstrap) { b.AccessLog = true },
-		"other key":   func(b *envoy.Bootstrap) { b.KeyHeader = "X-Acme-Key" },
-		"unix socket": func(b *envoy.Bootstrap) { b.Authz, b.Upstream = "unix:///run/keygate.sock", "unix:///run/up.sock" },
-		"names": func(b *envoy.Bootstrap) {
-			b.Listen, b.Admin, b.Authz, b.Upstream = "0.0.0.0:10000", "127.0.0.1:9901", "keygate:9000", "upstream:8000"
+		"quickstart": nil,
+		"access log": func(b *envoy.Bootstrap) { b.AccessLog = true },
+		"other key":  func(b *envoy.Bootstrap) { b.KeyHeader = "X-Acme-Key" },
+		"unix socket": func(b *envoy.Bootstrap) {
+			b.Authz, b.Upstream = []string{"unix:///run/keygate.sock"}, "unix:///run/up.sock"
 		},
-		"IPv6":      func(b *envoy.Bootstrap) { b.Listen, b.Authz = "[::]:0", "[::1]:9000" },
+		"replicas": func(b *envoy.Bootstrap) {
+			b.Authz = []string{"127.0.0.1:9000", "[::1]:9000", "unix:///run/keygate.sock"}
+		},
+		"replicas by name": func(b *envoy.Bootstrap) {
+			b.Authz = []string{"keygate-0:9000", "keygate-1:9000", "127.0.0.1:9000"}
+		},
+		"names": func(b *envoy.Bootstrap) {
+			b.Listen, b.Admin, b.Authz, b.Upstream = "0.0.0.0:10000", "127.0.0.1:9901", []string{"keygate:9000"}, "upstream:8000"
+		},
+		"IPv6":      func(b *envoy.Bootstrap) { b.Listen, b.Authz = "[::]:0", []string{"[::1]:9000"} },
 		"no routes": func(b *envoy.Bootstrap) { b.Routes = nil },
 		"websocket": func(b *envoy.Bootstrap) { b.WebSocket = true },
 		"routes of all kinds": func(b *envoy.Bootstrap) {
@@ -97,15 +105,58 @@ func TestBootstrapHardened(t *testing.T) {
 	}
 }
 
+// Every replica is an endpoint, and one name makes the cluster ask the DNS.
+func TestBootstrapReplicas(t *testing.T) {
+	tests := []struct {
+		name  string
+		authz []string
+		want  string // the cluster's type
+	}{
+		{"one", []string{"127.0.0.1:9000"}, "STATIC"},
+		{"three", []string{"127.0.0.1:9000", "127.0.0.1:9001", "unix:///run/keygate.sock"}, "STATIC"},
+		{"a name among addresses", []string{"127.0.0.1:9000", "keygate:9000"}, "STRICT_DNS"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			config, err := bootstrap(func(b *envoy.Bootstrap) { b.Authz = tt.authz }).Render()
+			if err != nil {
+				t.Fatalf("Render: %v", err)
+			}
+			var parsed struct {
+				Static struct {
+					Clusters []struct {
+						Name, Type string
+						Load       struct {
+							Endpoints []struct {
+								LB []any `yaml:"lb_endpoints"`
+							}
+						} `yaml:"load_assignment"`
+					}
+				} `yaml:"static_resources"`
+			}
+			if err := yaml.Unmarshal(config, &parsed); err != nil {
+				t.Fatal(err)
+			}
+			cluster := parsed.Static.Clusters[0]
+			if cluster.Name != "keygate" || cluster.Type != tt.want || len(cluster.Load.Endpoints) != 1 || len(cluster.Load.Endpoints[0].LB) != len(tt.authz) {
+				t.Errorf("got %+v, want the cluster keygate of type %s with %d endpoints", cluster, tt.want, len(tt.authz))
+			}
+		})
+	}
+}
+
 func TestBootstrapRefuses(t *testing.T) {
 	for name, edit := range map[string]func(*envoy.Bootstrap){
 		"admin off loopback":      func(b *envoy.Bootstrap) { b.Admin = "0.0.0.0:9901" },
 		"admin by name":           func(b *envoy.Bootstrap) { b.Admin = "localhost:9901" },
 		"listen by name":          func(b *envoy.Bootstrap) { b.Listen = "localhost:10000" },
 		"listen without a host":   func(b *envoy.Bootstrap) { b.Listen = ":10000" },
-		"no keygate":              func(b *envoy.Bootstrap) { b.Authz = "" },
-		"port out of range":       func(b *envoy.Bootstrap) { b.Authz = "127.0.0.1:90000" },
-		"relative socket":         func(b *envoy.Bootstrap) { b.Authz = "unix://keygate.sock" },
+		"no keygate":              func(b *envoy.Bootstrap) { b.Authz = nil },
+		"an empty keygate":        func(b *envoy.Bootstrap) { b.Authz = []string{"127.0.0.1:9000", ""} },
+		"one keygate twice":       func(b *envoy.Bootstrap) { b.Authz = []string{"127.0.0.1:9000", "127.0.0.1:9000"} },
+		"a name and a socket":     func(b *envoy.Bootstrap) { b.Authz = []string{"unix:///run/keygate.sock", "keygate:9000"} },
+		"port out of range":       func(b *envoy.Bootstrap) { b.Authz[0] = "127.0.0.1:90000" },
+		"relative socket":         func(b *envoy.Bootstrap) { b.Authz[0] = "unix://keygate.sock" },
 		"key header":              func(b *envoy.Bootstrap) { b.KeyHeader = "x|.*" },
 		"route without a slash":   func(b *envoy.Bootstrap) { b.Routes[0].Prefix = "weather" },
 		"route with a last slash": func(b *envoy.Bootstrap) { b.Routes[0].Prefix = "/weather/" },

@@ -28,8 +28,14 @@ const (
 	// under way then have.
 	MaxConnectionAge      = 5 * time.Minute
 	MaxConnectionAgeGrace = 30 * time.Second
-	// ConnectionTimeout of the handshakes of a new connection.
+	// ConnectionTimeout of the handshakes of a new connection, until the first
+	// SETTINGS frame.
 	ConnectionTimeout = 5 * time.Second
+	// KeepaliveTime of silence after which a peer is pinged, and KeepaliveTimeout
+	// after which it is taken for gone. Only whole frames count: a connection
+	// that stalls, in a frame or before one, is closed after 15 s.
+	KeepaliveTime    = 10 * time.Second
+	KeepaliveTimeout = 5 * time.Second
 )
 
 // ServerOptions are the options of a gRPC server for Envoy: limits, keepalive
@@ -50,6 +56,8 @@ func ServerOptions(logger *slog.Logger) []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionAge:      MaxConnectionAge,
 			MaxConnectionAgeGrace: MaxConnectionAgeGrace,
+			Time:                  KeepaliveTime,
+			Timeout:               KeepaliveTimeout,
 		}),
 		// The default (5 minutes, none without a call) answers Envoy's
 		// connection_keepalive with GOAWAY.

@@ -21,7 +21,7 @@ func TestEnvoyConfiguration(t *testing.T) {
 	want, err := envoy.Bootstrap{
 		Listen:    "0.0.0.0:10000", // inside the container; published on loopback
 		Admin:     "127.0.0.1:9901",
-		Authz:     "unix:///sockets/authz.sock",
+		Authz:     []string{"unix:///sockets/authz.sock"},
 		Upstream:  "upstream:8080",
 		AccessLog: true,
 		Routes:    envoy.QuickstartRoutes(),

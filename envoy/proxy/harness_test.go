@@ -124,7 +124,7 @@ func MustRig(t *testing.T, edit func(*envoy.Config, *envoy.Bootstrap)) *rig {
 	}))
 	t.Cleanup(upstream.Close)
 	b := envoy.Bootstrap{
-		Listen: "127.0.0.1:0", Authz: l.Addr().String(), Upstream: upstream.Listener.Addr().String(),
+		Listen: "127.0.0.1:0", Authz: []string{l.Addr().String()}, Upstream: upstream.Listener.Addr().String(),
 		Routes: envoy.QuickstartRoutes(), AccessLog: true,
 	}
 	if edit != nil {

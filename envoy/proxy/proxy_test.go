@@ -24,7 +24,7 @@ func config(t *testing.T) proxy.Config {
 		Binary:      proxytest.Binary(t),
 		Concurrency: 1,
 		Bootstrap: envoy.Bootstrap{
-			Listen: "127.0.0.1:0", Authz: "127.0.0.1:1", Upstream: "127.0.0.1:1", Routes: envoy.QuickstartRoutes(),
+			Listen: "127.0.0.1:0", Authz: []string{"127.0.0.1:1"}, Upstream: "127.0.0.1:1", Routes: envoy.QuickstartRoutes(),
 		},
 	}
 }
