@@ -68,6 +68,9 @@ type Config struct {
 	LogDecisions string
 	// StalenessBudget is 3 s to 60 s.
 	StalenessBudget time.Duration
+	// Register makes the replica part of the fleet's receipts, which needs the
+	// right to write its registration.
+	Register bool
 
 	// HealthListen is where health, metrics and version are served.
 	HealthListen Address

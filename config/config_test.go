@@ -72,6 +72,7 @@ keyQuery=
 denialBody=apigee
 logDecisions=none
 stalenessBudget=5s
+register=true
 healthListen=127.0.0.1:8081
 `
 	if got != want {
@@ -96,6 +97,7 @@ func TestPrecedenceOfEverySetting(t *testing.T) {
 		"denial-body": {"uniform", "apigee", "uniform"}, "log-decisions": {"denied", "all", "none"},
 		"staleness-budget": {"3s", "1m", "4.5s"},
 		"authz-insecure":   {"true", "false", "true"},
+		"register":         {"false", "true", "false"},
 	}
 	for _, s := range settings {
 		if s.name == fileSetting {

@@ -71,8 +71,6 @@ const fileSetting = "config"
 
 // Bounds that hold for every deployment.
 const (
-	MinStalenessBudget = 3 * time.Second
-	MaxStalenessBudget = 60 * time.Second
 	// MinEtcdQuota and MaxEtcdQuota in bytes. etcd advises against more than
 	// 8 GiB and goes on working well beyond it.
 	MinEtcdQuota = 16 << 20
@@ -146,14 +144,7 @@ var settings = []setting{
 	path("authz-tls-cert", Authz, "", "PEM `file` of the certificate to serve ext_authz with", func(c *Config) *string { return &c.AuthzTLSCert }),
 	path("authz-tls-key", Authz, "", "PEM `file` of its private key", func(c *Config) *string { return &c.AuthzTLSKey }),
 	path("authz-client-ca", Authz, "", "PEM `file` of the CAs that sign Envoy's certificates; with it one is required", func(c *Config) *string { return &c.AuthzClientCA }),
-	{"authz-insecure", Authz, boolean, "false", "serve plaintext beyond the loopback interface",
-		func(c *Config, s string) (err error) {
-			if c.AuthzInsecure, err = strconv.ParseBool(s); err != nil {
-				return fmt.Errorf("want true or false, got %s", quote(s))
-			}
-			return nil
-		},
-		func(c *Config) string { return strconv.FormatBool(c.AuthzInsecure) }},
+	boolFlag("authz-insecure", Authz, "false", "serve plaintext beyond the loopback interface", func(c *Config) *bool { return &c.AuthzInsecure }),
 	{"key-header", Authz, text, "x-api-key", "`name` of the request header that holds the consumer key",
 		func(c *Config, s string) error {
 			c.KeyHeader = strings.ToLower(s)
@@ -179,13 +170,16 @@ var settings = []setting{
 			if err != nil {
 				return err
 			}
-			if d < MinStalenessBudget || d > MaxStalenessBudget {
+			if d < keyspace.MinStalenessBudget || d > keyspace.MaxStalenessBudget {
 				return fmt.Errorf("%s is out of range, want 3s to 60s", s)
 			}
 			c.StalenessBudget = d
 			return nil
 		},
 		func(c *Config) string { return formatDuration(c.StalenessBudget) }},
+
+	boolFlag("register", Authz, "true", "register in etcd, so that receipts count on this replica; false needs no right to write, and is outside of them",
+		func(c *Config) *bool { return &c.Register }),
 
 	address("health-listen", Health, "127.0.0.1:8081", "`address` of health, metrics and version, host:port or unix:///path", func(c *Config) *Address { return &c.HealthListen }),
 }
@@ -226,6 +220,19 @@ func path(name string, group Group, def, help string, field func(*Config) *strin
 			return nil
 		},
 		func(c *Config) string { return *field(c) },
+	}
+}
+
+// boolFlag is a setting that is true or false.
+func boolFlag(name string, group Group, def, help string, field func(*Config) *bool) setting {
+	return setting{name, group, boolean, def, help,
+		func(c *Config, s string) (err error) {
+			if *field(c), err = strconv.ParseBool(s); err != nil {
+				return fmt.Errorf("want true or false, got %s", quote(s))
+			}
+			return nil
+		},
+		func(c *Config) string { return strconv.FormatBool(*field(c)) },
 	}
 }
 

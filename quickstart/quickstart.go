@@ -177,7 +177,7 @@ func run(ctx context.Context, fail func(error), cfg Config, use func(context.Con
 	w.proxy, err = proxy.Start(ctx, proxy.Config{
 		Binary: cfg.Envoy,
 		Bootstrap: envoy.Bootstrap{
-			Listen: cfg.Listen, Authz: reachable(w.server.AuthzAddr()), Upstream: upstream.Addr().String(),
+			Listen: cfg.Listen, Authz: []string{reachable(w.server.AuthzAddr())}, Upstream: upstream.Addr().String(),
 			KeyHeader: cfg.Settings.KeyHeader, Routes: envoy.QuickstartRoutes(),
 		},
 		Logger: cfg.Logger,

@@ -84,6 +84,14 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 		} else {
 			line(st.Store.Fresh, "proof of freshness: %.3f s old, staleness budget %v", st.Store.ProofAge.Seconds(), st.Store.StalenessBudget)
 		}
+		switch st.Store.Registration {
+		case statestore.RegistrationOff:
+			line(true, "registration: off, outside the fleet's receipts")
+		case statestore.Registered:
+			line(true, "registration: %s, acknowledged revision %d", st.Store.ReplicaID, st.Store.Acknowledged)
+		default:
+			line(false, "registration: none")
+		}
 		line(st.Store.AppliedRevision > 0, "watch: applied revision %d, %d gaps", st.Store.AppliedRevision, st.Store.Gaps)
 	}
 	if st.Ready {

@@ -16,6 +16,8 @@ type metrics struct {
 	checks   [authz.NumReasons]prometheus.Counter
 	latency  prometheus.Histogram
 	fence    prometheus.Histogram
+	// clockBack counts what wallClock sees.
+	clockBack prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -29,6 +31,9 @@ func newMetrics() *metrics {
 			Name: "keygate_event_fence_seconds", Help: "Time from the arrival of a batch of watch events to its last fence.",
 			Buckets: []float64{1e-6, 2.5e-6, 5e-6, 10e-6, 25e-6, 50e-6, 100e-6, 1e-3, 10e-3, 100e-3},
 		}),
+		clockBack: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "keygate_clock_backward_jumps_total", Help: "Times that the wall clock, which the expiry of keys follows, went back by more than a second.",
+		}),
 	}
 	checks := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keygate_checks_total", Help: "Checks answered, by decision and reason.",
@@ -40,7 +45,7 @@ func newMetrics() *metrics {
 		}
 		m.checks[r] = checks.WithLabelValues(decision, r.String())
 	}
-	m.registry.MustRegister(checks, m.latency, m.fence,
+	m.registry.MustRegister(checks, m.latency, m.fence, m.clockBack,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -93,6 +98,16 @@ var figures = func() (fs []figure) {
 	})
 	gauge("staleness_budget_seconds", "Greatest age of a proof that still answers.", func(s statestore.Status) float64 { return s.StalenessBudget.Seconds() })
 	gauge("applied_revision", "Revision of etcd up to which the watch has been applied.", func(s statestore.Status) float64 { return float64(s.AppliedRevision) })
+	gauge("registered", "1 while the replica is registered, so that receipts count on it; 0 while it is not, -1 with --register=false.", func(s statestore.Status) float64 {
+		switch s.Registration {
+		case statestore.Registered:
+			return 1
+		case statestore.RegistrationOff:
+			return -1
+		}
+		return 0
+	})
+	gauge("acknowledged_revision", "Newest revision that the replica has acknowledged to a receipt.", func(s statestore.Status) float64 { return float64(s.Acknowledged) })
 	gauge("epoch", "Histories followed since the start: above 1 after a restore or another cluster.", func(s statestore.Status) float64 { return float64(s.Epoch) })
 	counter("cache_hits", "Records used from the cache.", func(s statestore.Status) int64 { return s.Hits })
 	counter("cache_negative_hits", "Keys found in the cache of keys that do not exist.", func(s statestore.Status) int64 { return s.AbsentHits })
@@ -100,6 +115,7 @@ var figures = func() (fs []figure) {
 	counter("cache_misses", "Records that had to be loaded.", func(s statestore.Status) int64 { return s.Misses })
 	counter("loads", "Reads of records sent to etcd.", func(s statestore.Status) int64 { return s.Loads })
 	counter("load_errors", "Reads of records that failed.", func(s statestore.Status) int64 { return s.LoadErrors })
+	counter("loads_local", "Reads of records that one member of etcd answered, because no leader did in time.", func(s statestore.Status) int64 { return s.LocalLoads })
 	counter("loads_joined", "Checks that shared the load of another.", func(s statestore.Status) int64 { return s.Joined })
 	counter("loads_shed", "Loads refused to protect etcd.", func(s statestore.Status) int64 { return s.Shed })
 	counter("loads_repeated", "Loads repeated because an event arrived meanwhile.", func(s statestore.Status) int64 { return s.Rereads })
@@ -111,6 +127,9 @@ var figures = func() (fs []figure) {
 	counter("keys_ignored", "Events on keys that the schema does not know.", func(s statestore.Status) int64 { return s.Ignored })
 	counter("watch_gaps", "Times that events may have been missed and every record was to be loaded again.", func(s statestore.Status) int64 { return s.Gaps })
 	counter("watches_replaced", "Watches that had gone silent.", func(s statestore.Status) int64 { return s.Replaced })
+	counter("acknowledgements", "Acknowledgements written for receipts.", func(s statestore.Status) int64 { return s.Acknowledgements })
+	counter("acknowledgement_errors", "Acknowledgements that could not be written.", func(s statestore.Status) int64 { return s.AckErrors })
+	counter("registrations_lost", "Registrations that failed or ended unasked.", func(s statestore.Status) int64 { return s.Unregistered })
 	counter("probes", "Attempts to prove freshness.", func(s statestore.Status) int64 { return s.Probes })
 	counter("probe_errors", "Attempts that failed.", func(s statestore.Status) int64 { return s.ProbeErrors })
 	return fs

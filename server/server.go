@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -27,8 +28,8 @@ import (
 )
 
 const (
-	// DefaultDrain is longer than the 2 s between two health checks of the
-	// Envoy configuration that keygate brings along.
+	// DefaultDrain is three times the 1 s between two health checks of the Envoy
+	// configuration that keygate brings along.
 	DefaultDrain = 3 * time.Second
 	// stopTimeout is how long calls under way may take after the drain.
 	stopTimeout = 5 * time.Second
@@ -50,6 +51,9 @@ type Config struct {
 	// is stopping, so that Envoy can turn away. Zero means DefaultDrain,
 	// negative none.
 	Drain time.Duration
+	// Now is the wall clock that the expiry of keys follows, and nothing else;
+	// nil means time.Now. It must be safe for concurrent use.
+	Now func() time.Time
 	// OnDecision and OnChange are told every decision and every event on a
 	// record. They must not block, and may be called concurrently. May be nil.
 	OnDecision func(authz.Decision, time.Duration)
@@ -66,6 +70,7 @@ type Server struct {
 	store   *statestore.Store
 	backend *statestore.Etcd
 	metrics *metrics
+	clock   *wallClock // looked at by followStore alone
 	events  *eventLog
 
 	authzListener, healthListener net.Listener
@@ -86,7 +91,10 @@ func New(cfg Config) (_ *Server, err error) {
 	if cfg.Drain == 0 {
 		cfg.Drain = DefaultDrain
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, began: time.Now(), health: health.NewServer()}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	s := &Server{cfg: cfg, log: cfg.Logger, began: time.Now(), clock: newWallClock(cfg.Now), health: health.NewServer()}
 	s.setServing(false)
 	defer func() {
 		if err != nil {
@@ -105,16 +113,20 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	s.metrics = newMetrics()
 	s.events = newEventLog(set.LogDecisions, s.log)
+	var registry statestore.Registry // of which nil is none
+	if set.Register {
+		registry = s.backend
+	}
 	s.store, err = statestore.New(statestore.Config{
 		Backend: s.backend, Space: set.Space, StalenessBudget: set.StalenessBudget, Logger: s.log,
-		OnChange: s.onChange, OnApply: s.metrics.applied,
+		Registry: registry, Version: cfg.Version, OnChange: s.onChange, OnApply: s.metrics.applied,
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.metrics.watch(s.store)
 	service, err := envoy.New(envoy.Config{
-		Authorizer: &authz.Authorizer{Source: s.store},
+		Authorizer: &authz.Authorizer{Source: s.store, Now: cfg.Now},
 		KeyHeader:  set.KeyHeader, KeyQuery: set.KeyQuery, DenialBody: set.DenialBody,
 		Organization: set.Organization, OnDecision: s.onDecision, Logger: s.log,
 	})
@@ -166,6 +178,12 @@ func (s *Server) Close() {
 func (s *Server) Run(ctx context.Context) error {
 	defer s.Close()
 	s.log.Info("keygate starts", "version", s.cfg.Version, "authz", s.AuthzAddr(), "health", s.HealthAddr(), "etcd", s.cfg.Etcd.Endpoints)
+	if !s.cfg.Settings.Register {
+		s.log.Warn("not registering: a receipt does not count on this replica", "refuses_after", s.cfg.Settings.StalenessBudget)
+	}
+	if plain := inPlainText(s.cfg.Etcd); len(plain) > 0 {
+		s.log.Warn("etcd is reached without TLS: whoever stands in between can open any key; use https://", "endpoints", plain)
+	}
 	failed := make(chan error, 5)
 	// start runs a part on a context of its own and returns how to stop it.
 	start := func(what string, run func(context.Context) error) (stop func()) {
@@ -232,6 +250,24 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
+// inPlainText returns the endpoints that are reached without TLS over what may
+// be a network.
+func inPlainText(c statestore.EtcdConfig) (all []string) {
+	for _, e := range c.Endpoints {
+		scheme, address, ok := strings.Cut(e, "://")
+		if !ok {
+			address = e
+		}
+		switch {
+		case ok && scheme != "http", !ok && (c.CACert != "" || c.Cert != ""):
+		case config.Address{Network: "tcp", Address: address}.Local():
+		default:
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
 // stopGRPC lets calls under way end. Whoever is not done in time gets a
 // refusal: the proof goes before the connection does.
 func (s *Server) stopGRPC() {
@@ -243,7 +279,8 @@ func (s *Server) stopGRPC() {
 	s.grpc.GracefulStop()
 }
 
-// followStore keeps the gRPC health service true: SERVING only under a proof.
+// followStore keeps the gRPC health service true: SERVING only under a proof. It
+// also looks at the wall clock, on which no proof depends.
 func (s *Server) followStore(ctx context.Context) error {
 	tick := time.NewTicker(freshEvery)
 	defer tick.Stop()
@@ -257,6 +294,10 @@ func (s *Server) followStore(ctx context.Context) error {
 			} else {
 				s.log.Error("not serving: checks are refused", "cause", err)
 			}
+		}
+		if back := s.clock.wentBack(); back > clockJump {
+			s.metrics.clockBack.Inc()
+			s.log.Warn("the wall clock went back: keys seen expired stay expired, others follow it", "by", back.Round(time.Millisecond))
 		}
 		select {
 		case <-tick.C:
