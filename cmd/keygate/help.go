@@ -36,8 +36,10 @@ func help(cmd *cobra.Command, _ []string) {
 	}
 }
 
+// usageLine of a command with subcommands names none of them, unless it does
+// something without one: its Use then says what.
 func usageLine(cmd *cobra.Command) string {
-	if cmd.HasAvailableSubCommands() {
+	if cmd.HasAvailableSubCommands() && cmd.Use == cmd.Name() {
 		return cmd.CommandPath() + " COMMAND"
 	}
 	return cmd.UseLine()

@@ -102,6 +102,8 @@ func commands() []func(*app) *cobra.Command {
 		newEchoCommand,
 		newImportCommand,
 		newCheckCommand,
+		newRevokeCommand,
+		newApproveCommand,
 		newStatusCommand,
 		newKeyIDCommand,
 		newConfigCommand,

@@ -25,14 +25,13 @@ const (
 
 // externalEtcd is how to reach the cluster that --etcd-endpoints names.
 func externalEtcd(cfg *config.Config) (statestore.EtcdConfig, error) {
-	password, err := cfg.EtcdPassword()
-	if err != nil {
+	if _, err := cfg.EtcdPassword(); err != nil { // now, where somebody reads the error
 		return statestore.EtcdConfig{}, exitWith(exitUsage, fmt.Errorf("etcd password: %w", err))
 	}
 	return statestore.EtcdConfig{
 		Endpoints: cfg.EtcdEndpoints,
 		CACert:    cfg.EtcdCACert, Cert: cfg.EtcdCert, Key: cfg.EtcdKey,
-		User: cfg.EtcdUser, Password: password,
+		User: cfg.EtcdUser, ReadPassword: cfg.EtcdPassword,
 	}, nil
 }
 

@@ -40,10 +40,12 @@ and whenever the last such proof is older than --staleness-budget.`,
 func newAuthzCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "authz",
-		Short: "Serve ext_authz alone, from a cluster that it only reads",
+		Short: "Serve ext_authz alone, from a cluster of yours",
 		Long: `Serve Envoy's ext_authz checks from an etcd cluster, and nothing else: the data
-plane alone, for a sidecar. It writes nothing, and needs no more than the right
-to read the keys below --prefix.`,
+plane alone, for a sidecar. It reads the keys below --prefix and writes its own
+registration beside them, below <prefix>.replicas/, by which a revocation knows
+that it has taken effect here. With --register=false it only reads, and stands
+outside of the receipts.`,
 		Example: `  keygate authz --etcd-endpoints https://etcd-0:2379,https://etcd-1:2379
   # Beside another keygate's embedded etcd, for an Envoy on this machine
   keygate authz --etcd-endpoints unix:///var/lib/keygate/etcd.sock \

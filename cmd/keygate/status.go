@@ -20,37 +20,91 @@ import (
 func newStatusCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Ask a running keygate: is it fresh, how far has it come",
+		Short: "Ask a keygate, and the fleet: is it fresh, how far has it come",
 		Long: `Ask the keygate at --health-listen how it is: whether it answers checks, how old
 its proof of freshness is, which etcd revision it has applied, and what its
-cache does. Exit code 0: ready, 1: not ready, 5: nobody answers.`,
+cache does. And ask the fleet, if --etcd-endpoints is given or --data-dir is
+served: a barrier is written, and whoever of the registered replicas has not
+acknowledged it within a second is shown with its last figures.
+
+Exit code 0: all are fresh, 1: somebody is stale, does not answer, or could not
+be asked (etcd is full, or the user may not write the barrier), 5: nobody can be
+asked. The keygate at the default address may be missing where there is a fleet.`,
 		Example: `  keygate status
-  keygate status --health-listen 127.0.0.1:8081 -o json`,
+  keygate status --etcd-endpoints https://etcd-0:2379 -o json`,
 		GroupID: groupUse,
 		Args:    noArguments,
 	}
 	output := outputFlag(cmd, "table", "json")
-	flags := config.Register(cmd.Flags(), config.Health)
+	flags := config.Register(cmd.Flags(), config.Health, config.Org, config.External, config.Embedded, config.Keys)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := a.load(flags)
 		if err != nil {
 			return err
 		}
-		st, err := fetchStatus(cmd.Context(), cfg.HealthListen)
-		if err != nil {
-			return exitWith(exitUnreachable, fmt.Errorf("ask keygate at %s: %w", cfg.HealthListen, err))
-		}
-		if output.value == "json" {
-			err = printJSON(a.stdout, st)
+		ctx := cmd.Context()
+		var local *server.Status
+		st, localErr := fetchStatus(ctx, cfg.HealthListen)
+		if localErr != nil {
+			localErr = fmt.Errorf("ask keygate at %s: %w", cfg.HealthListen, localErr)
 		} else {
-			err = a.printStatus(st)
+			local = &st
 		}
-		if err == nil && !st.Ready {
-			err = exitWith(exitFailed, nil)
+		fleet, fleetErr := askFleet(ctx, cfg)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case local == nil && fleet == nil && fleetErr != nil:
+			return exitWith(exitUnreachable, fmt.Errorf("%w; ask the fleet: %w", localErr, fleetErr))
+		case local == nil && fleet == nil:
+			return exitWith(exitUnreachable, localErr)
 		}
-		return err
+		if err := a.printStatuses(local, localErr, fleet, fleetErr, output.value); err != nil {
+			return err
+		}
+		asked := cfg.Source("health-listen").Kind != config.FromDefault
+		switch {
+		case local != nil && !local.Ready, local == nil && (asked || len(fleet.Replicas) == 0), fleetErr != nil, fleet != nil && !fleet.fresh():
+			return exitWith(exitFailed, nil)
+		}
+		return nil
 	}
 	return cmd
+}
+
+// printStatuses prints what answered, and why something did not.
+func (a *app) printStatuses(local *server.Status, localErr error, fleet *fleetStatus, fleetErr error, format string) error {
+	if format == "json" {
+		answer := struct {
+			*server.Status
+			Unreachable string       `json:"unreachable,omitempty"` // why the keygate did not answer
+			Fleet       *fleetStatus `json:"fleet,omitempty"`
+			FleetError  string       `json:"fleetError,omitempty"`
+		}{Status: local, Fleet: fleet}
+		if localErr != nil {
+			answer.Unreachable = localErr.Error()
+		}
+		if fleetErr != nil {
+			answer.FleetError = fleetErr.Error()
+		}
+		return printJSON(a.stdout, answer)
+	}
+	if local != nil {
+		if err := a.printStatus(*local); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintf(a.stdout, "%s\n", printable(localErr.Error()))
+	}
+	switch {
+	case fleetErr != nil:
+		_, err := fmt.Fprintf(a.stdout, "\nfleet: %s\n", printable(fleetErr.Error()))
+		return err
+	case fleet != nil:
+		fmt.Fprintln(a.stdout)
+		return fleet.print(a.stdout)
+	}
+	return nil
 }
 
 // maxStatus bounds the answer of /status, in bytes.
