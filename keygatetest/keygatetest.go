@@ -66,7 +66,8 @@ type Options struct {
 	Bootstrap func(*envoy.Bootstrap)
 	// Drain as in server.Config, but zero means none.
 	Drain time.Duration
-	// OnDecision and OnChange as in server.Config.
+	// Now, OnDecision and OnChange as in server.Config.
+	Now        func() time.Time
 	OnDecision func(authz.Decision, time.Duration)
 	OnChange   func(statestore.Change)
 	// Unready returns from Start without waiting for the first proof.
@@ -107,7 +108,7 @@ func Settings() *config.Config {
 	return &config.Config{
 		Space: space, Organization: "default", AuthzListen: loopback, HealthListen: loopback,
 		KeyHeader: envoy.DefaultKeyHeader, DenialBody: envoy.DenialApigee, LogDecisions: "none",
-		StalenessBudget: statestore.DefaultStalenessBudget, LogFormat: "text",
+		StalenessBudget: statestore.DefaultStalenessBudget, Register: true, LogFormat: "text",
 	}
 }
 
@@ -133,7 +134,7 @@ func Start(t testing.TB, o Options) *Keygate {
 		o.Drain = -1
 	}
 	s, err := server.New(server.Config{
-		Settings: k.Settings, Etcd: o.Etcd, Child: k.Child, Version: "test", Drain: o.Drain,
+		Settings: k.Settings, Etcd: o.Etcd, Child: k.Child, Version: "test", Drain: o.Drain, Now: o.Now,
 		OnDecision: o.OnDecision, OnChange: o.OnChange, Logger: logger,
 	})
 	if err != nil {
@@ -181,7 +182,7 @@ func (k *Keygate) startEnvoy(t testing.TB, o Options) {
 	}))
 	t.Cleanup(upstream.Close)
 	b := envoy.Bootstrap{
-		Listen: "127.0.0.1:0", Authz: k.Server.AuthzAddr(), Upstream: upstream.Listener.Addr().String(),
+		Listen: "127.0.0.1:0", Authz: []string{k.Server.AuthzAddr()}, Upstream: upstream.Listener.Addr().String(),
 		KeyHeader: k.Settings.KeyHeader, Routes: envoy.QuickstartRoutes(), AccessLog: true,
 	}
 	if o.Bootstrap != nil {

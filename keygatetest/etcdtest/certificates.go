@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net"
 	"os"
@@ -31,6 +32,8 @@ type CertificateFiles struct {
 	ForeignCert                string // a client's
 	ForeignKey                 string
 	ServerConfig, ClientConfig *tls.Config // what the files say: client certificates required, and presented
+	// NewClient makes another certificate of the client, by CA, that ends then.
+	NewClient func(end time.Time) (cert, key string)
 }
 
 // Certificates makes a set of its own for each test.
@@ -57,6 +60,11 @@ func Certificates(t testing.TB) CertificateFiles {
 	}
 	f.ClientCert, f.ClientKey = client("client", ca, now.Add(time.Hour))
 	f.ExpiredCert, f.ExpiredKey = client("expired", ca, now.Add(-24*time.Hour))
+	made := 0
+	f.NewClient = func(end time.Time) (cert, key string) {
+		made++
+		return client(fmt.Sprintf("client-%d", made), ca, end)
+	}
 	f.ForeignCert, f.ForeignKey = client("foreign", foreign, now.Add(time.Hour))
 
 	pool := x509.NewCertPool()

@@ -1,6 +1,7 @@
 // Package etcdtest gives tests a real etcd: in the test's process, as a child
-// that can be killed and frozen, over TLS with users and passwords, and behind
-// a proxy that loses connections.
+// that can be killed, frozen and given a slow or broken disk, as a cluster of
+// such children, over TLS with users and passwords, and behind a proxy that
+// loses, delays and damages what passes.
 //
 // All of it ends with the test that started it, and an error ends the test.
 package etcdtest

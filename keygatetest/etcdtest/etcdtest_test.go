@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"net"
-	"strings"
 	"testing"
 	"time"
 
@@ -31,11 +29,11 @@ func mustPut(t *testing.T, c *clientv3.Client, key, value string) {
 	}
 }
 
-func mustGet(t *testing.T, c *clientv3.Client, key, want string) {
+func mustGet(t *testing.T, c *clientv3.Client, key, want string, opts ...clientv3.OpOption) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	r, err := c.Get(ctx, key)
+	r, err := c.Get(ctx, key, opts...)
 	if err != nil {
 		t.Fatalf("get %s: %v", key, err)
 	}
@@ -45,6 +43,7 @@ func mustGet(t *testing.T, c *clientv3.Client, key, want string) {
 }
 
 func TestStart(t *testing.T) {
+	t.Parallel()
 	a, b := etcdtest.Start(t), etcdtest.Start(t)
 	mustPut(t, a.Client(t), "k", "a")
 	mustPut(t, b.Client(t), "k", "b")
@@ -52,6 +51,7 @@ func TestStart(t *testing.T) {
 }
 
 func TestProcess(t *testing.T) {
+	t.Parallel()
 	p := etcdtest.StartProcess(t)
 	c := p.Client(t)
 	mustPut(t, c, "k", "v")
@@ -80,6 +80,7 @@ func TestProcess(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	e := etcdtest.StartTLS(t)
 	mustPut(t, e.Client(t, etcdtest.RootUser, etcdtest.RootPassword), "/keygate/o/x", "v")
 
@@ -125,72 +126,4 @@ func TestTLS(t *testing.T) {
 			c.Close()
 		}
 	})
-}
-
-func TestProxy(t *testing.T) {
-	for _, test := range []struct {
-		name   string
-		target func(t *testing.T) string
-	}{
-		{"unix", func(t *testing.T) string { return etcdtest.Start(t).Endpoint() }},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			p := etcdtest.NewProxy(t, test.target(t))
-			c, err := clientv3.New(clientv3.Config{Endpoints: []string{p.Endpoint()}, Logger: zap.NewNop()})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			mustPut(t, c, "k", "v")
-
-			p.Freeze()
-			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-			defer cancel()
-			if _, err := c.Get(ctx, "k"); !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("get through a frozen proxy: got %v, want a deadline exceeded", err)
-			}
-			if got := p.Connections(); got != 1 {
-				t.Errorf("connections while frozen: got %d, want 1", got)
-			}
-			p.Thaw()
-			mustGet(t, c, "k", "v")
-
-			p.Refuse()
-			mustGet(t, c, "k", "v") // over the connection that is there
-			p.Cut()
-			ctx, cancel = context.WithTimeout(t.Context(), 200*time.Millisecond)
-			defer cancel()
-			if _, err := c.Get(ctx, "k"); err == nil {
-				t.Error("get through a cut proxy: got an answer, want none")
-			}
-			p.Accept()
-			mustGet(t, c, "k", "v")
-		})
-	}
-}
-
-// A reset is an error to the peer, not the end of a stream.
-func TestProxyCutResets(t *testing.T) {
-	p := etcdtest.NewProxy(t, etcdtest.Start(t).Endpoint())
-	conn, err := net.Dial("tcp", p.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	for deadline := time.Now().Add(5 * time.Second); p.Connections() == 0; {
-		if time.Now().After(deadline) {
-			t.Fatal("the proxy has not taken the connection after 5 s")
-		}
-	}
-	p.Cut()
-	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, 1024)
-	for err == nil {
-		_, err = conn.Read(buf) // what etcd had sent before
-	}
-	if !strings.Contains(err.Error(), "reset") {
-		t.Errorf("read after a cut: got %v, want a connection reset", err)
-	}
 }
