@@ -34,11 +34,11 @@ LDFLAGS := -s -w $(if $(VERSION),-X main.version=$(VERSION))
 
 # What the tests take instead of looking for themselves.
 TEST_ENV := TEST_ENVOY=$(ROOT)/$(T)/envoy TEST_ETCDCTL=$(ROOT)/$(T)/etcdctl \
-	TEST_ETCDCTL_34=$(ROOT)/$(T)/etcdctl-3.4 TEST_GHZ=$(ROOT)/$(T)/ghz
-TOOLS := $(T)/envoy $(T)/etcdctl $(T)/etcdctl-3.4 $(T)/ghz
+	TEST_ETCDCTL_34=$(ROOT)/$(T)/etcdctl-3.4 TEST_GHZ=$(ROOT)/$(T)/ghz TEST_STRACE=$(ROOT)/$(T)/strace
+TOOLS := $(T)/envoy $(T)/etcdctl $(T)/etcdctl-3.4 $(T)/ghz $(T)/strace
 
 # The packages whose goroutines share state; the others have none to race for.
-RACE := ./statestore/... ./envoy ./server/...
+RACE := ./statestore/... ./ledger ./envoy ./server/...
 
 FUZZTIME ?= 10s
 GHZ_ADDRESS ?= 127.0.0.1:9000
@@ -55,7 +55,7 @@ build: ## bin/keygate, one static binary
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/keygate ./cmd/keygate
 
 .PHONY: tools
-tools: $(TOOLS) $(T)/staticcheck ## Envoy, etcdctl, ghz and staticcheck into .tools
+tools: $(TOOLS) $(T)/staticcheck ## Envoy, etcdctl, ghz, strace and staticcheck into .tools
 
 .PHONY: run
 run: build $(T)/etcdctl ## keygate, its etcd, Envoy and an upstream to try things on, until Ctrl-C
@@ -67,14 +67,32 @@ demo: build $(T)/etcdctl ## a tour through real Envoy that ends by itself
 
 .PHONY: test
 test: $(TOOLS) ## all tests, on real Envoy and real etcd
-	$(TEST_ENV) go test -count=1 -timeout 5m ./...
-	$(TEST_ENV) go test -count=1 -timeout 4m -race $(RACE)
+	$(TEST_ENV) go test -count=1 -timeout 8m ./...
+	$(TEST_ENV) go test -count=1 -timeout 6m -race $(RACE)
 	cd tools && go test -count=1 -timeout 2m ./...
+
+.PHONY: test-faults
+test-faults: $(TOOLS) ## the fault suite in full, each guard switched off in turn; its tables into README.md and docs
+	@rm -f $(T)/faults.json
+	$(TEST_ENV) FAULTS=long FAULTS_REPORT=$(ROOT)/$(T)/faults.json go test -count=1 -timeout 18m ./keygatetest/faults
+	$(TEST_ENV) FAULTS=long go test -count=1 -timeout 2m -run Rolling ./keygatetest
+	go run ./keygatetest/faults/report -in $(T)/faults.json -readme README.md -docs docs/faults.md -version '$(VERSION)'
+
+# Random faults under load, replicas with the race detector. SEED repeats the
+# faults of a run. How long it takes is the user's business: no -timeout.
+DURATION ?= 10m
+SEED ?=
+
+.PHONY: soak
+soak: $(TOOLS) ## random faults under load for DURATION (10m); its table and plot into docs
+	$(TEST_ENV) SOAK=$(DURATION) SEED=$(SEED) SOAK_DOCS=$(ROOT)/docs SOAK_VERSION='$(VERSION)' \
+		go test -tags soak -count=1 -timeout 0 -v -run '^TestSoak$$' ./keygatetest/faults
 
 .PHONY: check
 check: $(T)/staticcheck ## format, vet, staticcheck, generated files, go.mod, imports
 	@bad="$$(gofmt -l .)"; if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
 	go vet ./...
+	go vet -tags soak ./keygatetest/faults
 	cd tools && go vet ./...
 	$(T)/staticcheck ./...
 	cd tools && ../$(T)/staticcheck ./...
@@ -140,24 +158,39 @@ $(T)/ghz: tools/go.mod tools/go.sum | $(T)
 $(T)/staticcheck: tools/go.mod tools/go.sum | $(T)
 	cd tools && $(BUILD) -o ../$@ honnef.co/go/tools/cmd/staticcheck && touch ../$@
 
-# The distribution's own, 3.4 in Debian 12 and Ubuntu 24.04: what users have. It
-# is unpacked, not installed. Without package lists it reads them into a folder
-# of its own, so it needs no root.
+# The distribution's own, 3.4 in Debian 12 and Ubuntu 24.04: what users have.
 $(T)/etcdctl-3.4: | $(T)
-	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { \
-		echo "the tests run the distribution's etcdctl too, and there is no apt-get to get it with;" >&2; \
-		echo "put an etcdctl 3.4 at $@ (its source: github.com/etcd-io/etcd, branch release-3.4)" >&2; exit 1; }
-	@rm -rf $@.tmp && mkdir -p $@.tmp/state/lists/partial $@.tmp/cache/archives/partial
-	@cd $@.tmp; apt-get -qq download etcd-client 2>/dev/null || { \
-		own="-o Dir::State=$$PWD/state -o Dir::Cache=$$PWD/cache -o Dir::State::status=/var/lib/dpkg/status"; \
-		apt-get -qq $$own update && apt-get -qq $$own download etcd-client; } || { \
-		echo "apt-get cannot download etcd-client; put an etcdctl 3.4 at $@" >&2; exit 1; }
-	@dpkg-deb -x $@.tmp/etcd-client_*.deb $@.tmp/root
+	@$(call unpack,etcd-client,put an etcdctl 3.4 at $@ (its source: branch release-3.4 of github.com/etcd-io/etcd))
 	@$@.tmp/root/usr/bin/etcdctl version | head -n 1 | tee $@.tmp/version
 	@grep -q ' 3\.4\.' $@.tmp/version || echo "this distribution has no etcdctl 3.4; the tests take what it has"
 	@touch $@.tmp/root/usr/bin/etcdctl && mv $@.tmp/root/usr/bin/etcdctl $@ && rm -rf $@.tmp
 
+# It makes the disk of a test's etcd slow or broken. Its libraries come along, and
+# -E keeps them from the program that it runs.
+$(T)/strace: | $(T)
+	@$(call unpack,strace libunwind8,put strace 5.3 or newer or a link to it at $@)
+	@rm -rf $@-root && mv $@.tmp/root $@-root && rm -rf $@.tmp
+	@printf '%s\n' '#!/bin/sh' 'root="$$(dirname "$$(readlink -f "$$0")")/strace-root"' \
+		'LD_LIBRARY_PATH="$$(echo "$$root"/usr/lib/*-linux-gnu*)" exec "$$root/usr/bin/strace" -E LD_LIBRARY_PATH "$$@"' > $@.new
+	@chmod +x $@.new && mv $@.new $@
+	@$@ --version | head -n 1
+
 # --- recipes -----------------------------------------------------------------
+
+# $(call unpack,packages,what to do without): the distribution's packages, not
+# installed but unpacked into $@.tmp/root. Without package lists it reads them
+# into a folder of its own, so it needs no root.
+define unpack
+command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { \
+	echo "the tests run the distribution's $(@F) too, and there is no apt-get to get it with;" >&2; \
+	echo "$(2)" >&2; exit 1; }; \
+rm -rf $@.tmp && mkdir -p $@.tmp/state/lists/partial $@.tmp/cache/archives/partial && cd $@.tmp; \
+apt-get -qq download $(1) 2>/dev/null || { \
+	own="-o Dir::State=$$PWD/state -o Dir::Cache=$$PWD/cache -o Dir::State::status=/var/lib/dpkg/status"; \
+	apt-get -qq $$own update && apt-get -qq $$own download $(1); } || { \
+	echo "apt-get cannot download $(1); $(2)" >&2; exit 1; }; \
+for package in *.deb; do dpkg-deb -x "$$package" root; done
+endef
 
 # The user's own Envoy ($ENVOY, or one on PATH that is new enough), else the
 # pinned one. Leaves the path in $envoy.
