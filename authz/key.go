@@ -52,7 +52,10 @@ type ConsumerKey struct {
 // ParseConsumerKey checks the form of a presented key: 1 to MaxKeyLength bytes
 // of [A-Za-z0-9._~+/=-]. The reason is Allowed when the key can be used,
 // KeyMissing for an empty or blank string, KeyMalformed for any other. Nothing
-// is trimmed into a valid key. It does not allocate.
+// is trimmed into a valid key. A string that is plainly meant to be one of
+// keygate's own keys (see KeyFormat) and has a wrong checksum is malformed: no
+// such key was ever generated, so nobody needs to look it up. It does not
+// allocate.
 func ParseConsumerKey(s string) (ConsumerKey, Reason) {
 	if len(s) > MaxKeyLength {
 		return ConsumerKey{}, KeyMalformed
@@ -68,6 +71,9 @@ func ParseConsumerKey(s string) (ConsumerKey, Reason) {
 		return ConsumerKey{}, KeyMissing
 	}
 	if !keyByte[s[0]] { // leading blanks, then something
+		return ConsumerKey{}, KeyMalformed
+	}
+	if own, ok := KeyFormat.Checksum(s); own && !ok {
 		return ConsumerKey{}, KeyMalformed
 	}
 	return ConsumerKey{p: unsafe.StringData(s), n: len(s)}, Allowed
