@@ -12,6 +12,7 @@ import (
 //	<prefix>.index/<org>/apps/<appId>/keys/<id>          empty
 //	<prefix>.index/<org>/developers/<id>/apps/<name>     the app's id
 //	<prefix>.index/<org>/products/<product>/keys/<id>    empty
+//	<prefix>.index/<org>/emails/<e-mail>                 the developer's id
 //
 // An app's name is unique under its developer, so the second one finds an app
 // by its name too.
@@ -39,3 +40,12 @@ func (s Space) IndexDeveloperApp(org authz.Organization, developer authz.Develop
 func (s Space) IndexProductKeys(org authz.Organization, product authz.ProductName) string {
 	return s.Index(org) + "products/" + url.PathEscape(string(product)) + "/keys/"
 }
+
+// IndexEmail is the path that holds the id of the developer with an e-mail
+// address, which is in lower case.
+func (s Space) IndexEmail(org authz.Organization, email string) string {
+	return s.IndexEmails(org) + url.PathEscape(email)
+}
+
+// IndexEmails is the prefix of them all, with its final slash.
+func (s Space) IndexEmails(org authz.Organization) string { return s.Index(org) + "emails/" }

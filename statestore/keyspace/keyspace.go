@@ -16,6 +16,11 @@
 //	<prefix>/<org>/.barrier                      written by a revocation that waits for the fleet
 //	<prefix>.index/<org>/…                       for management only, outside the watched prefix
 //	<prefix>.replicas/<id>                       a live replica, under a lease; likewise outside
+//	<prefix>.audit/<org>/<id>                    one change, written by its own transaction
+//	<prefix>.chain/<revision>                    what makes the audit trail tamper-evident
+//	<prefix>.tokens/<id>                         a management token, by its SHA-256
+//	<prefix>.once/<org>/<id>                     the answer to a request with an Idempotency-Key
+//	<prefix>.intent/<org>/<id>                   a change of several transactions that has begun
 package keyspace
 
 import (
@@ -65,6 +70,10 @@ func (s Space) Index(org authz.Organization) string {
 // read it.
 func (s Space) Probe() string { return s.prefix + "/.probe" }
 
+// AllOrganizations stands for every organization where a right is given. It
+// names none.
+const AllOrganizations authz.Organization = "*"
+
 // CheckOrganization tells whether org can name an organization.
 func CheckOrganization(org authz.Organization) error {
 	switch {
@@ -72,6 +81,8 @@ func CheckOrganization(org authz.Organization) error {
 		return errors.New("the organization has no name")
 	case org[0] == '.':
 		return fmt.Errorf("organization %q begins with a dot", string(org))
+	case org == AllOrganizations:
+		return fmt.Errorf("organization %q is the word for all of them", string(org))
 	}
 	return nil
 }
