@@ -17,7 +17,7 @@
 //	<prefix>.index/<org>/…                       for management only, outside the watched prefix
 //	<prefix>.replicas/<id>                       a live replica, under a lease; likewise outside
 //	<prefix>.audit/<org>/<id>                    one change, written by its own transaction
-//	<prefix>.chain/<revision>                    what makes the audit trail tamper-evident
+//	<prefix>.chain/<revision>                    what makes the audit trail tamper-evident; also its head, and leader
 //	<prefix>.tokens/<id>                         a management token, by its SHA-256
 //	<prefix>.once/<org>/<id>                     the answer to a request with an Idempotency-Key
 //	<prefix>.intent/<org>/<id>                   a change of several transactions that has begun
