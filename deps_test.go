@@ -58,6 +58,8 @@ var graph = []edge{
 	{"jsonobject", "", nil},
 	{"catalog", "authz jsonobject", nil},
 	{"apigee", "authz catalog jsonobject", nil},
+	{"seal", "", nil},
+	{"access", "authz jsonobject", nil},
 	{"statestore/keyspace", "authz jsonobject", nil},
 
 	// What knows. ristretto is here and nowhere else; so is a watch.
@@ -66,8 +68,13 @@ var graph = []edge{
 	// and restores its data. A restore compares statuses, so it knows the schema.
 	{"statestore/embedded", "authz statestore/keyspace", []string{etcdAPI, etcdClient, etcdPkg, etcdServer, etcdutl, grpc, sys, zap}},
 
-	// What changes.
-	{"ledger", "authz catalog jsonobject statestore/keyspace", []string{etcdAPI, etcdClient}},
+	// What changes, and the trail of it.
+	{"audit", "authz jsonobject statestore/keyspace", []string{etcdAPI, etcdClient, grpc}},
+	{"ledger", "access audit authz catalog jsonobject seal statestore/keyspace", []string{etcdAPI, etcdClient}},
+
+	// What speaks with people and their scripts. The client knows the API alone.
+	{"management", "access apigee audit authz catalog jsonobject ledger statestore/keyspace", []string{etcdAPI, grpc, rate, yaml}},
+	{"client", "apigee authz catalog jsonobject", nil},
 
 	// What speaks with Envoy.
 	{"envoy", "authz", []string{controlPlane, genproto, grpc, protobuf}},
@@ -76,18 +83,18 @@ var graph = []edge{
 	// What puts them together. cmd/keygate reads etcd's and gRPC's errors for
 	// its exit codes.
 	{"config", "authz statestore/keyspace", []string{pflag, yaml}},
-	{"server", "apigee authz catalog config envoy envoy/proxy examples/quickstart ledger statestore statestore/embedded statestore/keyspace",
+	{"server", "access apigee audit authz catalog config envoy envoy/proxy examples/quickstart ledger management seal statestore statestore/embedded statestore/keyspace",
 		[]string{etcdAPI, etcdClient, grpc, prometheus, rate, sys}},
-	{"quickstart", "apigee authz config envoy envoy/proxy examples/quickstart ledger server statestore statestore/keyspace",
+	{"quickstart", "apigee audit authz config envoy envoy/proxy examples/quickstart ledger seal server statestore statestore/keyspace",
 		[]string{etcdClient, rate}},
-	{"cmd/keygate", "apigee authz catalog config envoy envoy/proxy examples/quickstart ledger quickstart server statestore statestore/embedded statestore/keyspace",
-		[]string{cobra, etcdAPI, etcdClient, grpc, pflag, progress, rate, sys, term}},
+	{"cmd/keygate", "access apigee audit authz catalog client config envoy envoy/proxy examples/quickstart ledger management quickstart seal server statestore statestore/embedded statestore/keyspace",
+		[]string{cobra, etcdAPI, etcdClient, grpc, pflag, progress, rate, sys, term, yaml}},
 	{"examples/quickstart", "authz", nil},
 
 	// What only tests import.
 	{"envoy/proxy/proxytest", "envoy envoy/proxy", nil},
 	{"statestore/storetest", "authz statestore statestore/keyspace", []string{etcdAPI, etcdClient}},
-	{"keygatetest", "apigee authz catalog config envoy envoy/proxy envoy/proxy/proxytest examples/quickstart keygatetest/etcdtest ledger server statestore statestore/embedded statestore/keyspace",
+	{"keygatetest", "apigee authz catalog config envoy envoy/proxy envoy/proxy/proxytest examples/quickstart keygatetest/etcdtest ledger seal server statestore statestore/embedded statestore/keyspace",
 		[]string{etcdAPI, etcdClient, grpc}},
 	{"keygatetest/etcdtest", "statestore/embedded", []string{etcdClient, etcdServer, sys, xnet, zap}},
 	{"keygatetest/faults", "authz envoy envoy/proxy envoy/proxy/proxytest examples/quickstart keygatetest keygatetest/etcdtest keygatetest/variant ledger server statestore/embedded statestore/keyspace",
@@ -101,14 +108,15 @@ var graph = []edge{
 var unreachable = []struct {
 	pkg, from string // pkg is reached by none of from
 }{
-	{"keygate/statestore", "envoy envoy/proxy catalog apigee config"},
-	{"keygate/envoy", "statestore ledger catalog apigee config"},
-	{"keygate/ledger", "envoy statestore catalog apigee config"},
-	{"keygate/server", "envoy statestore ledger catalog apigee config examples/quickstart"},
-	{controlPlane, "statestore ledger catalog apigee config"},
-	{ristretto, "envoy ledger catalog apigee config statestore/keyspace"},
-	{etcdServer, "envoy ledger catalog apigee config statestore/keyspace"},
-	{etcdClient, "envoy catalog apigee config statestore/keyspace"},
+	{"keygate/statestore", "envoy envoy/proxy catalog apigee config audit ledger management client"},
+	{"keygate/envoy", "statestore ledger catalog apigee config audit management client"},
+	{"keygate/ledger", "envoy statestore catalog apigee config audit client"},
+	{"keygate/management", "envoy statestore ledger catalog apigee config audit client"},
+	{"keygate/server", "envoy statestore ledger catalog apigee config examples/quickstart audit management client"},
+	{controlPlane, "statestore ledger catalog apigee config audit management client"},
+	{ristretto, "envoy ledger catalog apigee config statestore/keyspace audit management client"},
+	{etcdServer, "envoy ledger catalog apigee config statestore/keyspace audit management client"},
+	{etcdClient, "envoy catalog apigee config statestore/keyspace client"},
 	{"testing", "cmd/keygate server authz statestore/embedded statestore/keyspace ledger catalog apigee config"},
 }
 

@@ -20,6 +20,9 @@ import (
 const (
 	key    = "giIC9Au6XP82wJ1oxZuQU4L75OdNKLhb"
 	secret = "SXg8JizqeTA8j3gX"
+
+	// miscopied is in keygate's own format, but for its checksum.
+	miscopied = "kg_0123456789abcdefghijABCDEFGHIJ01_000000"
 )
 
 // readAll reads every submission of an input named "f".
@@ -38,11 +41,16 @@ func readAll(t testing.TB, r io.Reader, allowWeak bool) (all []catalog.Submissio
 	}
 }
 
-// words are the names of the apps that were read, and the refusals.
+// words are the names of what was read, and the refusals.
 func words(all []catalog.Submission) (w []string) {
 	for _, s := range all {
-		if s.App != nil {
+		switch {
+		case s.App != nil:
 			w = append(w, s.App.Name+" at "+s.Place.String())
+		case s.Developer != nil:
+			w = append(w, s.Developer.Email+" at "+s.Place.String())
+		case s.Product != nil:
+			w = append(w, string(s.Product.Name)+" at "+s.Place.String())
 		}
 		for _, r := range s.Refused {
 			w = append(w, r.Error())
@@ -53,6 +61,14 @@ func words(all []catalog.Submission) (w []string) {
 
 func app(name string) string {
 	return fmt.Sprintf(`{"appId":"id-%s","developerId":"d","name":"%s","status":"approved"}`, name, name)
+}
+
+func developer(name string) string {
+	return fmt.Sprintf(`{"apps":["x"],"developerId":"id-%s","email":"%s@x","status":"active"}`, name, name)
+}
+
+func product(name string) string {
+	return fmt.Sprintf(`{"approvalType":"auto","name":"%s"}`, name)
 }
 
 func weatherApp(t testing.TB) string {
@@ -134,6 +150,24 @@ func TestForms(t *testing.T) {
 		{"list call, empty", `{"app":[]}`, nil},
 		{"list call, twice", `{"app":[` + app("a") + `],"app":[` + app("b") + `]}` + "\n" + app("c"), []string{"a at f:1:9", `f:1:83: member "app" stands twice`, "c at f:2:1"}},
 
+		{"developer", developer("ann"), []string{"ann@x at f:1:1"}},
+		{"product", product("p"), []string{"p at f:1:1"}},
+		{"each kind, one a line", product("p") + "\n" + developer("ann") + "\n" + app("a"), []string{"p at f:1:1", "ann@x at f:2:1", "a at f:3:1"}},
+		{"each kind in a list", "[" + app("a") + ",\n" + developer("ann") + ",\n" + product("p") + "]", []string{"a at f:1:2", "ann@x at f:2:1", "p at f:3:1"}},
+		{"developers", `{"developer":[` + developer("ann") + "," + developer("bob") + "]}", []string{"ann@x at f:1:15", "bob@x at f:1:87"}},
+		{"products", `{"apiProduct":[` + product("p") + "]}", []string{"p at f:1:16"}},
+		{"product without an approval type in its list", `{"apiProduct":[{"name":"p","quota":"1"}]}`, []string{"p at f:1:16"}},
+		{"one document", `{"apiProducts": [ ` + product("p") + " ],\n\"apps\": [\n" + app("a") + "],\n\"developers\":[" + developer("ann") + "]}\n" + app("b"),
+			[]string{"p at f:1:19", "a at f:3:1", "ann@x at f:4:15", "b at f:5:1"}},
+		{"one document, some of it empty", `{"apiProducts":[],"apps":[` + app("a") + `],"developers":[]}`, []string{"a at f:1:27"}},
+		{"nothing found", `{}` + "\n" + `{"apps":[],"apiProducts":[],"developers":[],"totalSize":0}`, nil},
+		{"a list twice in one document", `{"apps":[` + app("a") + `],"developers":[` + developer("b") + `],"apps":[` + app("c") + "]}", []string{"a at f:1:10", "b@x at f:1:91", `f:1:168: member "apps" stands twice`}},
+		{"an app's products are no records", `{"apiProducts":[],` + app("a")[1:] + "\n" + `{"apiProducts":["p"],` + app("b")[1:] + "\n" + `{"apiProducts":[ { "apiproduct":"p"}],` + app("c")[1:] + "\n" + `{"apiProducts":[{"status":"approved"}],` + app("d")[1:],
+			[]string{"a at f:1:1", "b at f:2:1", "c at f:3:1", "d at f:4:1"}},
+		{"list of names", `{"apps":["a","b"]}` + "\n" + app("b"), []string{`f:1:1: this is neither an app ("appId") nor a developer ("developerId") nor an API product ("approvalType")`, "b at f:2:1"}},
+		{"an app among developers", `{"developer":[` + app("a") + "," + developer("b") + "]}", []string{`f:1:15: the developer must have "email"`, "b@x at f:1:81"}},
+		{"something else", `{"name":"prod","hostnames":["x"]}`, []string{`f:1:1: this is neither an app ("appId") nor a developer ("developerId") nor an API product ("approvalType")`}},
+
 		{"nothing", " \n", []string{"f: there is nothing in it"}},
 		{"byte order mark", "\ufeff" + app("a"), []string{"f:1:1: want a JSON object or list; this looks like a byte order mark: save it as UTF-8 without one"}},
 		{"page", "<html>\n<body>\n  oops\n", []string{"f:1:1: want a JSON object or list; nothing behind line 1 was read"}},
@@ -150,7 +184,7 @@ func TestForms(t *testing.T) {
 		{"list call cut off", `{"app":[` + app("a") + `]`, []string{"a at f:1:9", "f:1:75: the list is not closed: the input ends too early"}},
 		{"behind a record", app("a") + ",\n" + app("b"), []string{"a at f:1:1", "f:1:66: want a JSON object or list", "b at f:2:1"}},
 		{"names", `["a",` + app("b") + `,3]`, []string{
-			"f:1:2: want an app's JSON object; a list of names is what a list call without expand=true answers", "b at f:1:6", "f:1:72: want an app's JSON object"}},
+			"f:1:2: want a JSON object; a list of names is what a list call without expand=true answers", "b at f:1:6", "f:1:72: want a JSON object"}},
 		{"nested too deep", `{"a":` + strings.Repeat("[", 10000) + "\n" + app("b"), []string{"f:1:37: nested deeper than 32", "b at f:2:1"}},
 		{"twice", `{"appId":"a","appId":"b"}`, []string{"f:1:21: a member stands twice in one object"}},
 		{"not UTF-8", app("a") + "\n{\"appId\":\"\xff\"}", []string{"a at f:1:1", "f:2:11: invalid UTF-8"}},
@@ -177,7 +211,8 @@ func TestRefusals(t *testing.T) {
 		want     string
 		whole    bool // the app is refused, not only a credential
 	}{
-		{"no appId", `§{"name":"n"}`, `an app must have "appId"`, true},
+		{"no appId", `{"app":[§{"name":"n"}]}`, `an app must have "appId"`, true},
+		{"empty", `{"app":[§{}]}`, `an app must have "appId"`, true},
 		{"nothing but an id", `§{"appId":"a"}`, `the app has nothing but its appId: export with expand=true`, true},
 		{"app group", `{"appId":"a",§"appGroup":"g","name":"n"}`, `the app belongs to no developer but to an app group or company ("appGroup"), which keygate does not know`, true},
 		{"no developer", `§{"appId":"a","name":"n"}`, `the app must have "developerId"`, true},
@@ -198,6 +233,24 @@ func TestRefusals(t *testing.T) {
 		{"key in the app", head + `,§"ConsumerKey":"x"}`, `member "ConsumerKey" would store a consumer key or secret`, true},
 		{"key in an attribute", head + `,"attributes":[{"name":"k","value":§"key=` + key + `"}],"credentials":[{` + good + `}]}`, `member "attributes" holds a consumer key or secret, which is not kept`, true},
 		{"key as a name", head + `,§"` + key + `":1,"credentials":[{` + good + `}]}`, `a member's name holds a consumer key or secret, which is not kept`, true},
+
+		{"developer without an id", `§{"email":"a@x","status":"active"}`, `a developer must have "developerId"`, true},
+		{"developer without an address", `§{"developerId":"d","status":"active"}`, `the developer must have "email"`, true},
+		{"developer with no address", `{"developerId":"d","email":§"ann","status":"active"}`, `"email" is no e-mail address: want something like ann@example.com`, true},
+		{"developer, nothing but an address", `§{"email":"a@x"}`, `the developer has nothing but an e-mail address: export with expand=true`, true},
+		{"developer without a status", `§{"developerId":"d","email":"a@x"}`, `the developer has no "status"`, true},
+		{"developer approved", `{"developerId":"d","email":"a@x","status":§"approved"}`, `the developer: status "approved" is none of active, inactive`, true},
+		{"developer's status long", `{"developerId":"d","email":"a@x","status":§"0123456789012"}`, `the developer: status of 13 bytes is none of active, inactive`, true},
+		{"developer's version", `{"developerId":"d","email":"a@x","status":"active",§"v":1}`, `member "v": the stored record uses this name itself`, true},
+		{"developer's key", `{"developerId":"d","email":"a@x","status":"active","attributes":[{§"consumerKey":"x"}]}`, `member "attributes" holds a consumer key or secret, which is not kept`, true},
+		{"developer's times", `{"developerId":"d","email":"a@x","status":"active","createdAt":§"x"}`, `"createdAt" is not a 64-bit integer`, true},
+		{"product, nothing but a name", `{"apiProduct":[§{"name":"p"}]}`, `the API product has nothing but its name: export with expand=true`, true},
+		{"product without a name", `§{"approvalType":"auto"}`, `an API product must have "name"`, true},
+		{"product's approval type", `{"approvalType":§"Manual","name":"p"}`, `"approvalType" is none of auto, manual`, true},
+		{"product's approval a number", `{"approvalType":§1,"name":"p"}`, `"approvalType" is not a string`, true},
+		{"product's version", `{"approvalType":"auto","name":"p",§"v":1}`, `member "v": the stored record uses this name itself`, true},
+		{"sealed key", credential(good + `,§"sealedKey":"x"`), `credential 1: member "sealedKey": the stored record uses this name itself`, false},
+		{"wrong checksum", credential(`"consumerKey":§"` + miscopied + `","status":"approved"`), `credential 1: the consumer key looks like one that keygate made, but its checksum is wrong: was it copied whole?`, false},
 
 		{"credential a string", head + `,"credentials":[§"x"]}`, `credential 1: want an object`, false},
 		{"no key", head + `,"credentials":[§{"status":"approved"}]}`, `credential 1: there is no "consumerKey"`, false},
@@ -241,6 +294,86 @@ func TestRefusals(t *testing.T) {
 			}
 			if strings.Contains(got, key) || strings.Contains(got, secret) {
 				t.Errorf("the refusal shows the key or the secret: %s", got)
+			}
+		})
+	}
+}
+
+// A developer and a product in either rendering.
+func TestDeveloperAndProduct(t *testing.T) {
+	all := readAll(t, strings.NewReader(`{"developer":[{"apps":["a","b"],"attributes":[],"companies":[],"createdAt":"1415728893126","developerId":"d","email":"Ann@Example.com","firstName":"Ann","lastModifiedAt":1420682967414,"lastName":"L","organizationName":"o","status":"Inactive","userName":"ann"}]}
+		{"apiResources":["/"],"approvalType":"manual","createdAt":"1","name":"P","quota":"10"}`), false)
+	if len(all) != 2 || all[0].Developer == nil || all[1].Product == nil {
+		t.Fatalf("got %v, want a developer and a product", words(all))
+	}
+	d, p := all[0].Developer, all[1].Product
+	if d.ID != "d" || d.Email != "ann@example.com" || d.Status != authz.StatusInactive {
+		t.Errorf("got developer %q, %q, %v", d.ID, d.Email, d.Status)
+	}
+	details, _ := d.Details.MarshalJSON()
+	if got, want := string(details), `{"apps":[],"attributes":[],"companies":[],"createdAt":1415728893126,"developerId":"d","email":"ann@example.com","firstName":"Ann","lastModifiedAt":1420682967414,"lastName":"L","organizationName":"o","userName":"ann"}`; got != want {
+		t.Errorf("details of the developer: %s", cmp.Diff(want, got))
+	}
+	details, _ = p.Details.MarshalJSON()
+	if got, want := string(details), `{"apiResources":["/"],"approvalType":"manual","createdAt":1,"name":"P","quota":"10"}`; got != want || p.Name != "P" || !p.Manual() {
+		t.Errorf("details of product %q: %s", p.Name, cmp.Diff(want, got))
+	}
+}
+
+// A key and its secret are handed on for whoever seals them, and show nowhere.
+func TestPlainKeyAndSecret(t *testing.T) {
+	all := readAll(t, strings.NewReader(weatherApp(t)), false)
+	c := all[0].App.Credentials[0]
+	if c.PlainKey.Reveal() != key || c.PlainSecret.Reveal() != secret {
+		t.Errorf("got %q and %q, want the key and the secret", c.PlainKey.Reveal(), c.PlainSecret.Reveal())
+	}
+	if said := fmt.Sprintf("%v %+v %#v %+v", all[0], c, c, *all[0].App); strings.Contains(said, key) || strings.Contains(said, secret) {
+		t.Errorf("the credential shows its key or secret: %s", said)
+	}
+}
+
+// Of the pages of a list the last must be among the inputs.
+func TestPages(t *testing.T) {
+	page := func(list, record, token string) string {
+		return fmt.Sprintf(`{"%s":[%s],"nextPageToken":%q}`, list, record, token)
+	}
+	const missing = `the list of %s is not complete: this page has a "nextPageToken", and no page without one was given; add the pages that follow it`
+	for _, tt := range []struct {
+		name string
+		in   []string
+		want []string
+	}{
+		{"one, the last", []string{page("app", app("a"), "")}, nil},
+		{"without a token", []string{`{"app":[` + app("a") + `]}`}, nil},
+		{"one, not the last", []string{" " + page("app", app("a"), "x")}, []string{"f:1:2: " + fmt.Sprintf(missing, "apps")}},
+		{"token before the list", []string{`{"nextPageToken":"x","app":[` + app("a") + `]}`}, []string{"f:1:1: " + fmt.Sprintf(missing, "apps")}},
+		{"two", []string{page("app", app("a"), "x"), page("app", app("b"), "")}, nil},
+		{"two in one input", []string{page("app", app("a"), "x") + "\n" + page("app", app("b"), "")}, nil},
+		{"two, not the last", []string{page("app", app("a"), "x") + "\n" + page("app", app("b"), "y")}, []string{"f:2:1: " + fmt.Sprintf(missing, "apps")}},
+		{"another kind's last", []string{page("app", app("a"), "x"), page("developer", developer("b"), ""), page("apiProduct", product("p"), "z")},
+			[]string{"f:1:1: " + fmt.Sprintf(missing, "apps"), "f:1:1: " + fmt.Sprintf(missing, "API products")}},
+		{"a token in a record", []string{`{"app":[{"nextPageToken":"x",` + app("a")[1:] + `]}` + "\n" + `{"nextPageToken":"x",` + app("b")[1:]}, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var pages apigee.Pages
+			for _, text := range tt.in {
+				in := apigee.NewReader(apigee.ReaderConfig{Name: "f", Pages: &pages}, iotest.OneByteReader(strings.NewReader(text)))
+				for {
+					s, err := in.Next()
+					if err == io.EOF {
+						break
+					}
+					if err != nil || len(s.Refused) > 0 {
+						t.Fatalf("Next: %v, %v", s.Refused, err)
+					}
+				}
+			}
+			var got []string
+			for _, m := range pages.Missing() {
+				got = append(got, m.Error())
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("missing (-want +got):\n%s", diff)
 			}
 		})
 	}
@@ -331,11 +464,22 @@ func FuzzReader(f *testing.F) {
 	f.Add([]byte(weatherApp(f)))
 	f.Add([]byte("[" + app("a") + ",{\"a\":[1}\n" + app("b") + "]"))
 	f.Add([]byte(`{"x":1,"app":[` + app("a") + `],"y":[{}]}` + "\n{\n" + app("c")))
+	f.Add([]byte(`{"apiProducts":[` + product("p") + `],"apps":[` + app("a") + `],"developers":[` + developer("d") + `],"nextPageToken":"x"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var stream []string
 		for _, s := range readAll(t, strings.NewReader(string(data)), true) {
-			if s.App == nil && len(s.Refused) == 0 {
-				t.Errorf("%v: neither an app nor a refusal", s.Place)
+			if s.App == nil && s.Developer == nil && s.Product == nil && len(s.Refused) == 0 {
+				t.Errorf("%v: neither a record nor a refusal", s.Place)
+			}
+			if s.Developer != nil {
+				if err := s.Developer.Validate(); err != nil {
+					t.Errorf("%v: read a developer that is not valid: %v", s.Place, err)
+				}
+			}
+			if s.Product != nil {
+				if err := s.Product.Validate(); err != nil {
+					t.Errorf("%v: read a product that is not valid: %v", s.Place, err)
+				}
 			}
 			if s.App != nil {
 				if err := s.App.Validate(); err != nil {

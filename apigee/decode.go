@@ -1,10 +1,11 @@
-// Package apigee reads the JSON of Apigee's developer apps, in both of its
-// renderings: Apigee X leaves out what is empty and writes 64-bit numbers as
-// strings, Edge writes everything and numbers as numbers. What stands for
-// itself is kept as it is, unknown members too.
+// Package apigee reads the JSON of Apigee's developers, developer apps and API
+// products, in both of its renderings: Apigee X leaves out what is empty and
+// writes 64-bit numbers as strings, Edge writes everything and numbers as
+// numbers. What stands for itself is kept as it is, unknown members too.
 //
 // It is strict about JSON (see jsonobject) and about what a check depends on,
-// and says where. Neither a consumer key nor a secret leaves the package.
+// and says where. Consumer keys and secrets leave the package only as
+// catalog.Secret.
 package apigee
 
 import (
@@ -25,6 +26,41 @@ var int64Members = map[string]bool{
 	"createdAt": true, "lastModifiedAt": true, "issuedAt": true, "expiresAt": true,
 	"keyExpiresIn": true, "expiresInSeconds": true,
 }
+
+// kind of a record.
+type kind uint8
+
+const (
+	kindNone kind = iota
+	kindApp
+	kindDeveloper
+	kindProduct
+	numKinds
+)
+
+// kinds gives each kind its word in the plural, and the members that nothing
+// else in an export of an organization has: one of them tells the kind. They
+// are looked for in the order of the kinds, for an app has a developerId too.
+var kinds = [numKinds]struct {
+	plural string
+	marks  []string
+}{
+	kindApp:       {"apps", []string{catalog.MemberAppID}},
+	kindDeveloper: {"developers", []string{catalog.MemberDeveloperID, catalog.MemberEmail}},
+	kindProduct: {"API products", []string{catalog.MemberApprovalType, catalog.MemberResources,
+		"operationGroup", "graphqlOperationGroup", "grpcOperationGroup", "llmOperationGroup", "payloadOperationGroup"}},
+}
+
+// lists are the members that hold a list of records in an answer to a list
+// call, and in one document with everything.
+var lists = map[string]kind{
+	"app": kindApp, "apps": kindApp,
+	"developer": kindDeveloper, "developers": kindDeveloper,
+	"apiProduct": kindProduct, "apiProducts": kindProduct,
+}
+
+// memberApps of a developer: the names of its apps. They are known from the apps.
+const memberApps = "apps"
 
 // decoder reads one record, of which jsonobject.Check has said that it is
 // valid.
@@ -49,9 +85,107 @@ func (d *decoder) refuse(at int, format string, args ...any) *catalog.Refusal {
 	return &catalog.Refusal{Place: later(d.start, d.data, at), Reason: fmt.Sprintf(format, args...)}
 }
 
-// app reads the app whose object begins at an offset.
-func (d *decoder) app(at int) (a catalog.App, refusal *catalog.Refusal) {
-	fields := d.object(at)
+// record reads the record whose object begins at offset 0 into s. kind is what
+// it must be, or kindNone if that is for its members to tell.
+func (d *decoder) record(k kind, s *catalog.Submission) *catalog.Refusal {
+	fields := d.object(0)
+	for i := kindApp; k == kindNone && i < numKinds; i++ {
+		for _, mark := range kinds[i].marks {
+			if find(fields, mark) != nil {
+				k = i
+				break
+			}
+		}
+	}
+	var refusal *catalog.Refusal
+	switch k {
+	case kindApp:
+		var a catalog.App
+		if a, refusal = d.app(fields); refusal == nil {
+			s.App, s.Refused = &a, d.refused
+		}
+	case kindDeveloper:
+		var dev catalog.Developer
+		if dev, refusal = d.developer(fields); refusal == nil {
+			s.Developer = &dev
+		}
+	case kindProduct:
+		var p catalog.Product
+		if p, refusal = d.apiProduct(fields); refusal == nil {
+			s.Product = &p
+		}
+	default:
+		refusal = d.refuse(0, "this is neither an app (%q) nor a developer (%q) nor an API product (%q)",
+			catalog.MemberAppID, catalog.MemberDeveloperID, catalog.MemberApprovalType)
+	}
+	return refusal
+}
+
+// empty tells whether the object says nothing: the answer to a list call that
+// found nothing.
+func (d *decoder) empty() bool {
+	for _, f := range d.object(0) {
+		list := lists[f.name] != kindNone && f.value[0] == '[' && len(d.elements(f.valueAt)) == 0
+		if !list && f.name != "totalSize" && f.name != memberNextPage {
+			return false
+		}
+	}
+	return true
+}
+
+// developer reads a developer.
+func (d *decoder) developer(fields []field) (dev catalog.Developer, refusal *catalog.Refusal) {
+	if len(fields) == 1 && fields[0].name == catalog.MemberEmail {
+		return dev, d.refuse(0, "the developer has nothing but an e-mail address: export with expand=true")
+	}
+	id, refusal := d.text(fields, 0, "a developer", catalog.MemberDeveloperID)
+	if refusal != nil {
+		return dev, refusal
+	}
+	dev.ID = authz.DeveloperID(id)
+	email, refusal := d.text(fields, 0, "the developer", catalog.MemberEmail)
+	if refusal != nil {
+		return dev, refusal
+	}
+	var err error
+	if dev.Email, err = catalog.ParseEmail(email); err != nil {
+		return dev, d.refuse(find(fields, catalog.MemberEmail).valueAt, "%q %v", catalog.MemberEmail, err)
+	}
+	if dev.Status, refusal = d.status(fields, 0, "the developer", catalog.ParseDeveloperStatus); refusal != nil {
+		return dev, refusal
+	}
+	if dev.Details, refusal = d.details(fields, nil, catalog.CheckDeveloperMember, memberApps); refusal == nil {
+		dev.Details = dev.Details.With(catalog.MemberEmail, dev.Email)
+	}
+	return dev, refusal
+}
+
+// apiProduct reads an API product.
+func (d *decoder) apiProduct(fields []field) (p catalog.Product, refusal *catalog.Refusal) {
+	if len(fields) == 1 && fields[0].name == catalog.MemberName {
+		return p, d.refuse(0, "the API product has nothing but its name: export with expand=true")
+	}
+	name, refusal := d.text(fields, 0, "an API product", catalog.MemberName)
+	if refusal != nil {
+		return p, refusal
+	}
+	p.Name = authz.ProductName(name)
+	if f := find(fields, catalog.MemberApprovalType); f != nil {
+		word, ok := unquote(f.value)
+		if !ok {
+			return p, d.refuse(f.valueAt, "%q is not a string", f.name)
+		}
+		if err := catalog.CheckApproval(word); err != nil {
+			return p, d.refuse(f.valueAt, "%q %v", f.name, err)
+		}
+	}
+	p.Details, refusal = d.details(fields, nil, catalog.CheckProductMember, "")
+	return p, refusal
+}
+
+// app reads an app.
+func (d *decoder) app(fields []field) (a catalog.App, refusal *catalog.Refusal) {
+	const at = 0
 	id, refusal := d.text(fields, at, "an app", catalog.MemberAppID)
 	if refusal != nil {
 		return a, refusal
@@ -75,7 +209,7 @@ func (d *decoder) app(at int) (a catalog.App, refusal *catalog.Refusal) {
 	if a.Name, refusal = d.text(fields, at, "the app", catalog.MemberName); refusal != nil {
 		return a, refusal
 	}
-	if a.Status, refusal = d.status(fields, at, "the app"); refusal != nil {
+	if a.Status, refusal = d.status(fields, at, "the app", catalog.ParseStatus); refusal != nil {
 		return a, refusal
 	}
 	var secrets []string
@@ -121,17 +255,19 @@ func (d *decoder) credential(at int) (c catalog.Credential, secrets []string, re
 	}
 	key.consumed = true
 	secrets = append(secrets, text)
+	c.PlainKey = catalog.NewSecret(text)
 	if f := find(fields, catalog.MemberSecret); f != nil {
 		f.consumed = true
 		if s, ok := unquote(f.value); ok {
 			secrets = append(secrets, s)
+			c.PlainSecret = catalog.NewSecret(s)
 		}
 	}
 	var err error
 	if c.Key, c.Hint, err = catalog.ParseKey(text, d.allowWeak); err != nil {
 		return c, secrets, d.refuse(key.valueAt, "%v", err)
 	}
-	if c.Status, refusal = d.status(fields, at, "the credential"); refusal != nil {
+	if c.Status, refusal = d.status(fields, at, "the credential", catalog.ParseStatus); refusal != nil {
 		return c, secrets, refusal
 	}
 	if f := find(fields, catalog.MemberProducts); f != nil {
@@ -204,7 +340,7 @@ func (d *decoder) product(at int, secrets []string) (p catalog.ProductRef, refus
 		return p, refusal
 	}
 	p.Name = authz.ProductName(name)
-	if p.Status, refusal = d.status(fields, at, fmt.Sprintf("product %q", p.Name)); refusal != nil {
+	if p.Status, refusal = d.status(fields, at, fmt.Sprintf("product %q", p.Name), catalog.ParseStatus); refusal != nil {
 		return p, refusal
 	}
 	p.Details, refusal = d.details(fields, secrets, catalog.CheckSecretMember, "")
@@ -229,7 +365,7 @@ func (d *decoder) text(fields []field, at int, of, name string) (string, *catalo
 
 // status reads the status of an object. None at all is a mistake, not an
 // approval.
-func (d *decoder) status(fields []field, at int, of string) (authz.Status, *catalog.Refusal) {
+func (d *decoder) status(fields []field, at int, of string, parse func(word string) (authz.Status, error)) (authz.Status, *catalog.Refusal) {
 	f := find(fields, catalog.MemberStatus)
 	if f == nil || string(f.value) == "null" {
 		return authz.StatusNone, d.refuse(at, "%s has no %q", of, catalog.MemberStatus)
@@ -239,7 +375,7 @@ func (d *decoder) status(fields []field, at int, of string) (authz.Status, *cata
 	if !ok {
 		return authz.StatusNone, d.refuse(f.valueAt, "%s: %q is not a string", of, catalog.MemberStatus)
 	}
-	s, err := catalog.ParseStatus(word)
+	s, err := parse(word)
 	if err != nil {
 		return authz.StatusNone, d.refuse(f.valueAt, "%s: %v", of, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"keygate/catalog"
 	"keygate/jsonobject"
@@ -18,40 +19,79 @@ type ReaderConfig struct {
 	Name string
 	// AllowWeakKeys takes consumer keys under catalog.MinKeyLength too.
 	AllowWeakKeys bool
+	// Pages are told of the answers to list calls; nil for nobody.
+	Pages *Pages
 }
 
-// Reader reads developer apps from an input: one "get developer app" answer,
-// several one after another or one a line, a list of them, or the answer of a
-// list call, {"app":[…]}. It holds one app at a time. It is not safe for
-// concurrent use.
+// Reader reads developers, developer apps and API products from an input: the
+// answer to a call that gets one of them, several such answers one after another
+// or one a line, a list of them, the answer to a list call, as {"app":[…]},
+// {"developer":[…]} or {"apiProduct":[…]}, or one document with several such
+// lists. It holds one record at a time. It is not safe for concurrent use.
 type Reader struct {
 	w         window
 	allowWeak bool
+	pages     *Pages
 	mode      mode
 	anything  bool // was there a record, or a list
 	first     bool // of a list: no element yet
 	comma     bool // stands between two elements of a list
+
+	// Of the object whose member the list is, in modeMember and modeTail.
+	start   catalog.Place
+	members []string // that were lists; the last is the present one
 }
 
 type mode uint8
 
 const (
-	modeTop  mode = iota
-	modeList      // in a list
-	modeApps      // in the list of a list call's answer
-	modeTail      // behind that list, in its object
+	modeTop    mode = iota
+	modeList        // in a list
+	modeMember      // in a list that is a member of an object
+	modeTail        // behind that list, in its object
 	modeDone
 )
+
+// Pages tells whether all pages of the answers to list calls were read, in
+// several inputs together: of each kind of record one page must be the last. The
+// zero Pages is ready to use. It is not safe for concurrent use.
+type Pages struct {
+	last [numKinds]bool
+	open [numKinds]*catalog.Place // of a page that is not the last
+}
+
+func (p *Pages) note(k kind, at catalog.Place, more bool) {
+	switch {
+	case p == nil:
+	case more:
+		p.open[k] = &at
+	default:
+		p.last[k] = true
+	}
+}
+
+// Missing tells which lists lack their last page.
+func (p *Pages) Missing() (missing []catalog.Refusal) {
+	for k, at := range p.open {
+		if at != nil && !p.last[k] {
+			missing = append(missing, catalog.Refusal{Place: *at, Reason: fmt.Sprintf(
+				"the list of %s is not complete: this page has a %q, and no page without one was given; add the pages that follow it",
+				kinds[k].plural, memberNextPage)})
+		}
+	}
+	return missing
+}
 
 // NewReader returns a Reader over r.
 func NewReader(cfg ReaderConfig, r io.Reader) *Reader {
 	return &Reader{
 		w:         window{r: r, name: cfg.Name, line: 1, col: 1, mark: -1},
 		allowWeak: cfg.AllowWeakKeys,
+		pages:     cfg.Pages,
 	}
 }
 
-// Next returns the next app, or the refusal of one: a broken record refuses
+// Next returns the next record, or the refusal of one: a broken record refuses
 // itself, and reading goes on behind it where its end, or a later line that
 // begins with a brace, can be found. The error is io.EOF at the end, else the
 // input could not be read.
@@ -87,13 +127,21 @@ func (r *Reader) next() (s catalog.Submission, ok bool) {
 		case r.mode == modeTail:
 			w.clearMark()
 			r.mode = modeTop
-			again, err := w.skipValue(wantCommaOrEnd, []byte("{"), true)
-			if err == nil && again {
-				err = errors.New(`member "app" stands twice`)
+			list, err := w.skipValue(wantCommaOrEnd, []byte("{"), true)
+			if err == nil && slices.Contains(r.members, list) {
+				err = fmt.Errorf("member %q stands twice", list)
 			}
-			if err != nil {
+			switch {
+			case err != nil:
 				w.setMark()
 				return r.broken(w.place(), err), true
+			case list != "":
+				r.members = append(r.members, list)
+				r.enter(modeMember)
+			default:
+				for _, list := range r.members {
+					r.pages.note(lists[list], r.start, w.nextPage)
+				}
 			}
 		case r.mode == modeTop && c == '[':
 			r.enter(modeList)
@@ -106,10 +154,12 @@ func (r *Reader) next() (s catalog.Submission, ok bool) {
 			}
 			return r.broken(w.place(), errors.New(what)), true
 		case r.mode == modeTop:
-			return r.record(true)
+			if s, ok := r.record(); ok {
+				return s, true
+			}
 		case c == ']' && (r.first || !r.comma):
 			w.advance()
-			if r.mode == modeApps {
+			if r.mode == modeMember {
 				r.mode = modeTail
 			} else {
 				r.mode = modeTop
@@ -121,7 +171,7 @@ func (r *Reader) next() (s catalog.Submission, ok bool) {
 			w.setMark()
 			return r.broken(w.place(), errors.New("want ',' or ']' here")), true
 		default:
-			return r.record(false)
+			return r.element(), true
 		}
 	}
 }
@@ -130,24 +180,51 @@ func (r *Reader) enter(m mode) {
 	r.mode, r.first, r.comma, r.anything = m, true, false, true
 }
 
-// record reads the value at which the window stands.
-func (r *Reader) record(top bool) (catalog.Submission, bool) {
+// record reads the object at which the window stands, and is the first of its
+// input or stands behind another. Not ok: it is the object of a list, which
+// follows, or it says nothing.
+func (r *Reader) record() (s catalog.Submission, ok bool) {
+	w := &r.w
+	w.setMark()
+	w.nextPage = false
+	start := w.place()
+	r.anything = true
+	list, err := w.skipValue(wantValue, nil, true)
+	switch {
+	case err != nil:
+		return r.broken(w.place(), err), true
+	case list != "":
+		w.clearMark()
+		r.start, r.members = start, append(r.members[:0], list)
+		r.enter(modeMember)
+		return s, false
+	}
+	s = r.decode(start, r.take(), kindNone)
+	return s, s.App != nil || s.Developer != nil || s.Product != nil || len(s.Refused) > 0
+}
+
+// element reads the element of a list at which the window stands.
+func (r *Reader) element() catalog.Submission {
 	w := &r.w
 	w.setMark()
 	start := w.place()
 	r.first, r.comma, r.anything = false, false, true
-	inList, err := w.skipValue(wantValue, nil, top)
-	switch {
-	case err != nil:
-		return r.broken(w.place(), err), true
-	case inList:
-		w.clearMark()
-		r.enter(modeApps)
-		return r.next()
+	if _, err := w.skipValue(wantValue, nil, false); err != nil {
+		return r.broken(w.place(), err)
 	}
+	k := kindNone
+	if r.mode == modeMember {
+		k = lists[r.members[len(r.members)-1]]
+	}
+	return r.decode(start, r.take(), k)
+}
+
+// take returns what lies between the mark and the position.
+func (r *Reader) take() []byte {
+	w := &r.w
 	data := bytes.Clone(w.buf[w.mark:w.pos])
 	w.clearMark()
-	return r.decode(start, data), true
+	return data
 }
 
 // broken refuses the record that began at the mark and looks for one behind it.
@@ -173,10 +250,11 @@ func refuse(at catalog.Place, reason string) catalog.Submission {
 	return catalog.Submission{Place: at, Refused: []catalog.Refusal{{Place: at, Reason: reason}}}
 }
 
-// decode reads one record, found whole.
-func (r *Reader) decode(start catalog.Place, data []byte) catalog.Submission {
+// decode reads one record, found whole, of a kind that is known or not. Of an
+// object that is no element of a list, nothing may come out.
+func (r *Reader) decode(start catalog.Place, data []byte, k kind) catalog.Submission {
 	if data[0] != '{' {
-		reason := "want an app's JSON object"
+		reason := "want a JSON object"
 		if data[0] == '"' {
 			reason += "; a list of names is what a list call without expand=true answers"
 		}
@@ -192,12 +270,12 @@ func (r *Reader) decode(start catalog.Place, data []byte) catalog.Submission {
 		s.Digest = sha256.Sum256(compact.Bytes())
 	}
 	d := decoder{start: start, data: data, allowWeak: r.allowWeak}
-	app, err := d.app(0)
-	if err != nil {
-		s.Refused = []catalog.Refusal{*err}
+	if r.mode == modeTop && d.empty() {
 		return s
 	}
-	s.App, s.Refused = &app, d.refused
+	if refusal := d.record(k, &s); refusal != nil {
+		s.Refused = []catalog.Refusal{*refusal}
+	}
 	return s
 }
 

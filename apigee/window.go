@@ -29,6 +29,8 @@ type window struct {
 	mark              int // start of the record, -1 for none
 	markLine, markCol int
 	stack             []byte // reused by skipValue
+
+	nextPage bool // skipValue has gone past a nextPageToken that is not empty
 }
 
 func (w *window) place() catalog.Place {
@@ -158,39 +160,42 @@ var expectWords = [...]string{
 // find the end, and to see early that there will be none. The rest is for
 // jsonobject.Check.
 //
-// lists: if the value is an object with a member "app" that is a list, it stops
-// behind the list's bracket and returns inList. That is the answer of a list
-// call, and the apps are in there.
-func (w *window) skipValue(want expect, open []byte, lists bool) (inList bool, err error) {
+// top: if the value is an object with a member that lists records (see lists),
+// it stops behind the list's bracket and returns the member's name. That is the
+// answer of a list call, and the records are in there. It notes a nextPageToken
+// of the object.
+func (w *window) skipValue(want expect, open []byte, top bool) (list string, err error) {
 	stack := append(w.stack[:0], open...)
 	defer func() { w.stack = stack[:0] }()
 	var name []byte // of the member just read, at depth 1
 	for {
 		w.skipSpace()
 		if w.mark >= 0 && w.pos-w.mark > MaxRecord {
-			return false, fmt.Errorf("the record is longer than %d MiB", MaxRecord>>20)
+			return "", fmt.Errorf("the record is longer than %d MiB", MaxRecord>>20)
 		}
 		c, ok := w.peek()
 		if !ok {
-			return false, errors.New("the JSON ends too early")
+			return "", errors.New("the JSON ends too early")
 		}
 		value := want == wantValue || want == wantValueOrEnd
 		switch {
 		case c == '"' && (value || want == wantName || want == wantNameOrEnd):
-			text, err := w.skipString(lists && len(stack) == 1 && !value)
+			text, err := w.skipString(top && len(stack) == 1)
 			if err != nil {
-				return false, err
+				return "", err
 			}
 			if want = wantCommaOrEnd; !value {
 				want, name = wantColon, text
+			} else if string(name) == `"`+memberNextPage+`"` && len(text) > len(`""`) && len(stack) == 1 {
+				w.nextPage = true
 			}
 		case value && (c == '{' || c == '['):
-			if c == '[' && lists && len(stack) == 1 && string(name) == `"app"` {
+			if c == '[' && top && len(stack) == 1 && w.listsRecords(name) {
 				w.advance()
-				return true, nil
+				return string(name[1 : len(name)-1]), nil
 			}
 			if len(stack) == jsonobject.MaxDepth {
-				return false, fmt.Errorf("nested deeper than %d", jsonobject.MaxDepth)
+				return "", fmt.Errorf("nested deeper than %d", jsonobject.MaxDepth)
 			}
 			w.advance()
 			stack = append(stack, c)
@@ -219,12 +224,51 @@ func (w *window) skipValue(want expect, open []byte, lists bool) (inList bool, e
 			stack = stack[:len(stack)-1]
 			want = wantCommaOrEnd
 		default:
-			return false, fmt.Errorf("want %s here", expectWords[want])
+			return "", fmt.Errorf("want %s here", expectWords[want])
 		}
 		if len(stack) == 0 {
-			return false, nil
+			return "", nil
 		}
 	}
+}
+
+// memberNextPage of an answer to a list call says that there are more pages.
+const memberNextPage = "nextPageToken"
+
+// listsRecords tells whether the list at which the window stands, the value of
+// a member whose quoted name this is, has records for its elements. Two names
+// have another meaning in a record: the apps of a developer are names, the
+// apiProducts of an app names or references.
+func (w *window) listsRecords(quoted []byte) bool {
+	name := string(quoted)
+	switch {
+	case len(name) < 2 || lists[name[1:len(name)-1]] == kindNone:
+		return false
+	case name != `"`+memberApps+`"` && name != `"`+catalog.MemberProducts+`"`:
+		return true
+	}
+	off := 0 // from pos, which may move in its buffer
+	next := func() byte {
+		for off++; w.pos+off >= len(w.buf); {
+			if !w.fill() {
+				return 0
+			}
+		}
+		return w.buf[w.pos+off]
+	}
+	skip := func() (c byte) {
+		for c = next(); c == ' ' || c == '\t' || c == '\r' || c == '\n'; c = next() {
+		}
+		return c
+	}
+	if skip() != '{' || skip() != '"' {
+		return false
+	}
+	var member []byte
+	for c := next(); c != '"' && len(member) <= len(catalog.MemberProduct); c = next() {
+		member = append(member, c)
+	}
+	return string(member) != catalog.MemberProduct && string(member) != catalog.MemberStatus
 }
 
 // scalar tells whether c can stand in a number, true, false or null.

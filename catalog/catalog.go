@@ -27,13 +27,20 @@ const (
 	MemberScopes      = "scopes"
 	MemberKey         = "consumerKey"
 	MemberSecret      = "consumerSecret"
+	MemberCallbackURL = "callbackUrl"
+	MemberIssuedAt    = "issuedAt"
+
+	MemberCreatedAt      = "createdAt"
+	MemberCreatedBy      = "createdBy"
+	MemberLastModifiedAt = "lastModifiedAt"
+	MemberLastModifiedBy = "lastModifiedBy"
 )
 
 // Names that the stored form of a record adds to Apigee's members. Nothing that
 // is taken in may use them.
 const (
 	MemberVersion = "v"    // every record
-	MemberHint    = "hint" // credential
+	MemberHint    = "hint" // credential, as are those of secret.go
 )
 
 // App is a developer app with its credentials.
@@ -51,10 +58,13 @@ type App struct {
 	Details jsonobject.Object
 }
 
-// Credential is the record behind a consumer key. It holds neither the key nor
-// the secret.
+// Credential is the record behind a consumer key. Its details hold neither the
+// key nor the secret.
 type Credential struct {
 	Key authz.KeyID
+	// PlainKey and PlainSecret as they were handed in; zero where they are not
+	// known. They are never stored in the clear.
+	PlainKey, PlainSecret Secret
 	// Hint is the last four characters of a key that is not weak, else empty.
 	Hint   string
 	Status authz.Status
@@ -98,24 +108,29 @@ func CheckName(s string) error {
 }
 
 // statuses of an app, a credential and a product on a credential.
-var statuses = [...]authz.Status{authz.StatusApproved, authz.StatusRevoked, authz.StatusPending}
+var statuses = []authz.Status{authz.StatusApproved, authz.StatusRevoked, authz.StatusPending}
 
 // ParseStatus reads the status of an app, a credential or a product on a
 // credential as Apigee's own verifier does, ignoring the case of ASCII letters
 // and nothing else.
-func ParseStatus(word string) (authz.Status, error) {
-	for _, s := range statuses {
+func ParseStatus(word string) (authz.Status, error) { return parseStatus(word, statuses...) }
+
+func parseStatus(word string, known ...authz.Status) (authz.Status, error) {
+	words := make([]string, 0, len(known))
+	for _, s := range known {
 		// Of equal length: no letter from beyond ASCII that folds to one of its
 		// letters gets in.
-		if w := s.String(); len(word) == len(w) && strings.EqualFold(word, w) {
+		w := s.String()
+		if len(word) == len(w) && strings.EqualFold(word, w) {
 			return s, nil
 		}
+		words = append(words, w)
 	}
 	shown := fmt.Sprintf("%q", word)
 	if len(word) > 12 { // no word anybody meant as a status
 		shown = fmt.Sprintf("of %d bytes", len(word))
 	}
-	return authz.StatusNone, fmt.Errorf("status %s is none of approved, revoked, pending", shown)
+	return authz.StatusNone, fmt.Errorf("status %s is none of %s", shown, strings.Join(words, ", "))
 }
 
 func checkStatus(s authz.Status) error {
@@ -160,6 +175,8 @@ func ParseKey(key string, allowWeak bool) (id authz.KeyID, hint string, err erro
 		return authz.KeyID{}, "", errors.New("the consumer key is empty")
 	case len(key) > authz.MaxKeyLength:
 		return authz.KeyID{}, "", fmt.Errorf("the consumer key has %d bytes, want at most %d", len(key), authz.MaxKeyLength)
+	case miscopied(key):
+		return authz.KeyID{}, "", errors.New("the consumer key looks like one that keygate made, but its checksum is wrong: was it copied whole?")
 	case reason != authz.Allowed:
 		return authz.KeyID{}, "", errors.New("the consumer key holds a character outside A-Z a-z 0-9 . _ ~ + / = -")
 	case len(key) >= MinKeyLength:
@@ -168,6 +185,13 @@ func ParseKey(key string, allowWeak bool) (id authz.KeyID, hint string, err erro
 		return authz.KeyID{}, "", fmt.Errorf("the consumer key is weak: it has %d characters, want at least %d", len(key), MinKeyLength)
 	}
 	return k.ID(), "", nil
+}
+
+// miscopied tells whether key has the form of keygate's own keys and a checksum
+// that is not its own.
+func miscopied(key string) bool {
+	own, ok := authz.KeyFormat.Checksum(key)
+	return own && !ok
 }
 
 // Validate tells the first thing that is wrong with the app, its credentials
@@ -242,7 +266,7 @@ func CheckAppMember(name string) error { return checkMember(name, MemberVersion)
 // CheckCredentialMember tells whether a member of that name can be kept in a
 // credential's details.
 func CheckCredentialMember(name string) error {
-	return checkMember(name, MemberVersion, MemberHint, MemberAppID, MemberDeveloperID)
+	return checkMember(name, MemberVersion, MemberHint, MemberSealedKey, MemberSealedSecret, MemberAppID, MemberDeveloperID)
 }
 
 func checkMember(name string, reserved ...string) error {

@@ -2,18 +2,20 @@ package catalog
 
 import "fmt"
 
-// Submission is an app as somebody handed it in, in a file or a request: where
-// it stood, and what of it was not taken.
+// Submission is an app, a developer or an API product as somebody handed it in,
+// in a file or a request: where it stood, and what of it was not taken.
 type Submission struct {
-	// Place of the app.
+	// Place of what was handed in.
 	Place Place
-	// App that was read; nil when it was refused as a whole. Refused
-	// credentials are not in it.
-	App *App
-	// Digest of the app's JSON without its white space. Two submissions with
-	// one digest say the same.
+	// App, Developer or Product that was read: one of them, or none when it was
+	// refused as a whole. Refused credentials are not in the App.
+	App       *App
+	Developer *Developer
+	Product   *Product
+	// Digest of the JSON without its white space. Two submissions with one
+	// digest say the same.
 	Digest [32]byte
-	// Refused tells why the app, or a credential of it, was not taken.
+	// Refused tells why it, or a credential of it, was not taken.
 	Refused []Refusal
 }
 

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -45,20 +47,57 @@ func (c *Config) check(groups []Group) (problems []error) {
 			problem("%s and %s are given together: an embedded etcd means one replica, an external one holds the data for all; choose one", from("data-dir"), from("etcd-endpoints"))
 		}
 	}
-	if slices.Contains(groups, Authz) {
-		pair("authz-tls-cert", "authz-tls-key", c.AuthzTLSCert, c.AuthzTLSKey)
-		isTLS := c.AuthzTLSCert != "" && c.AuthzTLSKey != ""
-		if c.AuthzClientCA != "" && c.AuthzTLSCert == "" {
+	type listener struct {
+		group     Group
+		name      string // of the group's settings
+		address   Address
+		cert, key string
+		insecure  bool
+		advice    string
+	}
+	listeners := []listener{
+		{Authz, "authz", c.AuthzListen, c.AuthzTLSCert, c.AuthzTLSKey, c.AuthzInsecure, " (best with --authz-client-ca)"},
+		{Management, "management", c.ManagementListen, c.ManagementTLSCert, c.ManagementTLSKey, c.ManagementInsecure, ""},
+		{Health, "health", c.HealthListen, "", "", true, ""},
+	}
+	listeners = slices.DeleteFunc(listeners, func(l listener) bool { return !slices.Contains(groups, l.group) })
+	for i, l := range listeners {
+		isTLS := l.cert != "" && l.key != ""
+		pair(l.name+"-tls-cert", l.name+"-tls-key", l.cert, l.key)
+		if l.group == Authz && c.AuthzClientCA != "" && l.cert == "" {
 			problem("%s is given without --authz-tls-cert and --authz-tls-key", from("authz-client-ca"))
 		}
-		if c.AuthzInsecure && isTLS {
-			problem("%s and %s are given together: plaintext or TLS, choose one", from("authz-insecure"), from("authz-tls-cert"))
+		if l.insecure && isTLS {
+			problem("%s and %s are given together: plaintext or TLS, choose one", from(l.name+"-insecure"), from(l.name+"-tls-cert"))
 		}
-		if !c.AuthzListen.Local() && !isTLS && !c.AuthzInsecure {
-			problem("%s: %s is not a loopback address: give --authz-tls-cert and --authz-tls-key (best with --authz-client-ca), listen on a unix socket, or ask for plaintext with --authz-insecure", from("authz-listen"), c.AuthzListen)
+		if l.address == (Address{}) {
+			continue
 		}
-		if c.AuthzListen == c.HealthListen && !strings.HasSuffix(c.AuthzListen.Address, ":0") && slices.Contains(groups, Health) {
-			problem("%s and %s are both %s", from("authz-listen"), from("health-listen"), c.AuthzListen)
+		if !l.address.Local() && !isTLS && !l.insecure {
+			problem("%[1]s: %[2]s is not a loopback address: give --%[3]s-tls-cert and --%[3]s-tls-key%[4]s, listen on a unix socket, or ask for plaintext with --%[3]s-insecure",
+				from(l.name+"-listen"), l.address, l.name, l.advice)
+		}
+		for _, other := range listeners[i+1:] {
+			if l.address == other.address && !strings.HasSuffix(l.address.Address, ":0") {
+				problem("%s and %s are both %s", from(l.name+"-listen"), from(other.name+"-listen"), l.address)
+			}
+		}
+	}
+	for _, s := range []struct {
+		group    Group
+		variable string
+	}{{Sealing, variableSealingKey}, {Client, variableToken}} {
+		file := secrets[s.variable]
+		if slices.Contains(groups, s.group) && c.secrets[s.variable] != "" && settingNamed(file).get(c) != "" {
+			problem("%s and %s are given together: choose one", s.variable, from(file))
+		}
+	}
+	if slices.Contains(groups, Client) {
+		if c.ServerCACert != "" && c.Server != "" && !strings.HasPrefix(c.Server, "https://") {
+			problem("%s is for TLS, which %s does not use", from("server-cacert"), c.Server)
+		}
+		if plaintextServer(c.Server) && !c.Insecure {
+			problem("%s: %s would send the token in plaintext: give https://, or ask for plaintext with --insecure", from("server"), c.Server)
 		}
 	}
 	return problems
@@ -84,19 +123,21 @@ func settingNamed(flag string) setting {
 	panic("no setting " + flag)
 }
 
-// CheckFiles opens the files that settings name, as a server would at its
-// start: certificates fit their keys, CA files hold a certificate, and the
-// password file is private. The error joins all that is wrong.
+// CheckFiles opens the files that settings of the command's groups name, as a
+// server would at its start: certificates fit their keys, CA files hold a
+// certificate, and files of secrets are private. The error joins all that is
+// wrong.
 func (c *Config) CheckFiles() error {
 	var problems []error
 	check := func(flag string, err error) {
-		if err != nil {
+		if err != nil && (c.groups == nil || slices.Contains(c.groups, settingNamed(flag).group)) {
 			problems = append(problems, fmt.Errorf("%s: %w", c.given(flag), err))
 		}
 	}
 	for _, p := range []struct{ flag, cert, key string }{
 		{"etcd-cert", c.EtcdCert, c.EtcdKey},
 		{"authz-tls-cert", c.AuthzTLSCert, c.AuthzTLSKey},
+		{"management-tls-cert", c.ManagementTLSCert, c.ManagementTLSKey},
 	} {
 		if p.cert != "" {
 			_, err := tls.LoadX509KeyPair(p.cert, p.key)
@@ -106,6 +147,7 @@ func (c *Config) CheckFiles() error {
 	for _, p := range []struct{ flag, file string }{
 		{"etcd-cacert", c.EtcdCACert},
 		{"authz-client-ca", c.AuthzClientCA},
+		{"server-cacert", c.ServerCACert},
 	} {
 		if p.file != "" {
 			pem, err := os.ReadFile(p.file)
@@ -117,11 +159,22 @@ func (c *Config) CheckFiles() error {
 	}
 	_, err := c.EtcdPassword()
 	check("etcd-password-file", err)
+	if c.SealingKeyFile != "" {
+		_, err := readPrivate(c.SealingKeyFile, maxSealingKeys)
+		check("sealing-key-file", err)
+	}
+	if c.TokenFile != "" {
+		_, err := c.Token()
+		check("token-file", err)
+	}
 	return errors.Join(problems...)
 }
 
-// maxPassword bounds the password file, in bytes.
-const maxPassword = 4096
+// Bounds of the files that hold secrets, in bytes.
+const (
+	maxPassword    = 4096
+	maxSealingKeys = 256 << 10
+)
 
 // EtcdPassword reads the password file; without one it returns "". One newline
 // at its end is not part of the password. A file that the group or others may
@@ -130,30 +183,114 @@ func (c *Config) EtcdPassword() (string, error) {
 	if c.EtcdPasswordFile == "" {
 		return "", nil
 	}
-	f, err := os.Open(c.EtcdPasswordFile)
+	return readLine(c.EtcdPasswordFile)
+}
+
+// Token returns the management token: that of KEYGATE_TOKEN, else what
+// TokenFile holds; "" if neither is given. A file that the group or others may
+// read is refused. The caller keeps the token out of logs.
+func (c *Config) Token() (string, error) {
+	if token := c.secrets[variableToken]; token != "" || c.TokenFile == "" {
+		return token, nil
+	}
+	return readLine(c.TokenFile)
+}
+
+// AdminTokenPath is the file of the token that the server writes at its first
+// start with the embedded etcd; "" with another etcd.
+func (c *Config) AdminTokenPath() string {
+	if !c.Embedded() {
+		return ""
+	}
+	return filepath.Join(c.DataDir, "admin-token")
+}
+
+// AdminToken reads the token in AdminTokenPath, under the rules of Token. The
+// error wraps fs.ErrNotExist if there is none.
+func (c *Config) AdminToken() (string, error) {
+	if c.AdminTokenPath() == "" {
+		return "", fs.ErrNotExist
+	}
+	return readLine(c.AdminTokenPath())
+}
+
+// AuditSpool is the folder where audit records wait that the embedded etcd has
+// no space for; "" with another etcd, which has no folder here.
+func (c *Config) AuditSpool() string {
+	if !c.Embedded() {
+		return ""
+	}
+	return filepath.Join(c.DataDir, "audit-spool")
+}
+
+// SealingKeyPath is the file of the sealing keys; "" for none. own: nobody has
+// named it, it is the embedded etcd's, and it is made when it is not there.
+func (c *Config) SealingKeyPath() (path string, own bool) {
+	switch {
+	case c.secrets[variableSealingKey] != "":
+		return "", false
+	case c.SealingKeyFile != "":
+		return c.SealingKeyFile, false
+	case c.Embedded():
+		return filepath.Join(c.DataDir, "sealing-key"), true
+	}
+	return "", false
+}
+
+// SealingKeys returns the text of the sealing keys: that of KEYGATE_SEALING_KEY,
+// else what the file SealingKeyPath holds; nil if there is neither. A file that
+// the group or others may read is refused. The error wraps fs.ErrNotExist if
+// the file is not there. The caller keeps the text out of logs.
+func (c *Config) SealingKeys() ([]byte, error) {
+	if text := c.secrets[variableSealingKey]; text != "" {
+		return []byte(text), nil
+	}
+	path, _ := c.SealingKeyPath()
+	if path == "" {
+		return nil, nil
+	}
+	return readPrivate(path, maxSealingKeys)
+}
+
+// readPrivate reads a file that only its owner may use, of at most limit bytes.
+func readPrivate(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(name)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if mode := info.Mode(); mode.Perm()&0o077 != 0 {
-		return "", fmt.Errorf("%s has mode %#o: others than its owner may use it; chmod 600", c.EtcdPasswordFile, mode.Perm())
+		return nil, fmt.Errorf("%s has mode %#o: others than its owner may use it; chmod 600", name, mode.Perm())
 	}
-	password, err := io.ReadAll(io.LimitReader(f, maxPassword+1))
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case len(text) == 0:
+		return nil, fmt.Errorf("%s is empty", name)
+	case int64(len(text)) > limit:
+		return nil, fmt.Errorf("%s is longer than a secret, at most %d bytes", name, limit)
+	}
+	return text, nil
+}
+
+// readLine reads a private file that holds one line.
+func readLine(name string) (string, error) {
+	text, err := readPrivate(name, maxPassword)
 	if err != nil {
 		return "", err
 	}
-	password = bytes.TrimSuffix(bytes.TrimSuffix(password, []byte("\n")), []byte("\r"))
+	line := bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
 	switch {
-	case len(password) == 0:
-		return "", fmt.Errorf("%s is empty", c.EtcdPasswordFile)
-	case len(password) > maxPassword:
-		return "", fmt.Errorf("%s is longer than a password, at most %d bytes", c.EtcdPasswordFile, maxPassword)
-	case bytes.ContainsAny(password, "\n\r\x00"):
-		return "", fmt.Errorf("%s holds more than one line", c.EtcdPasswordFile)
+	case len(line) == 0:
+		return "", fmt.Errorf("%s is empty", name)
+	case bytes.ContainsAny(line, "\n\r\x00"):
+		return "", fmt.Errorf("%s holds more than one line", name)
 	}
-	return string(password), nil
+	return string(line), nil
 }

@@ -9,6 +9,9 @@
 // field, a value of another type, an anchor or a second document is an error
 // that says file, line, column and what was probably meant. So is an unknown
 // KEYGATE_ variable. An empty variable counts as not set.
+//
+// Two variables hold secrets, KEYGATE_TOKEN and KEYGATE_SEALING_KEY. They are no
+// settings: there is no flag and no field for them, and nothing prints them.
 package config
 
 import (
@@ -75,12 +78,39 @@ type Config struct {
 	// HealthListen is where health, metrics and version are served.
 	HealthListen Address
 
+	// ManagementListen is where the management API is served; the zero Address
+	// means nowhere.
+	ManagementListen Address
+	// ManagementTLSCert and ManagementTLSKey are PEM files.
+	ManagementTLSCert, ManagementTLSKey string
+	// ManagementInsecure allows plaintext beyond the loopback interface.
+	ManagementInsecure bool
+	// ManagementHosts are names that a request's Host header may have besides
+	// the address itself and localhost: lower-case, without port and brackets.
+	ManagementHosts []string
+
+	// SealingKeyFile as it was given; see [Config.SealingKeyPath].
+	SealingKeyFile string
+
+	// Server is the URL of a management API for a command to use:
+	// http://, https:// or unix:///path, without a final slash; empty for none.
+	Server string
+	// ServerCACert is a PEM file. Without it the system's roots verify Server.
+	ServerCACert string
+	// TokenFile holds a management token; see [Config.Token].
+	TokenFile string
+	// Insecure allows a token to be sent in plaintext beyond the loopback
+	// interface.
+	Insecure bool
+
 	// LogFormat is "auto" (text on a terminal, JSON elsewhere), "text" or
 	// "json".
 	LogFormat string
 	LogLevel  slog.Level
 
+	groups  []Group           // that the command takes; nil means all
 	sources map[string]Source // by flag name
+	secrets map[string]string // by name of the variable
 }
 
 // Embedded tells whether the etcd is keygate's own, in DataDir.
@@ -197,11 +227,12 @@ func (v *flagValue) Type() string   { return v.kind.String() }
 //
 // Of the files that settings name none is opened; see [Config.CheckFiles].
 func (f *Flags) Load(environ []string) (*Config, error) {
-	c := &Config{sources: map[string]Source{}}
+	c := &Config{groups: f.groups, sources: map[string]Source{}}
 	given := map[string]input{} // by flag name, the one of the highest precedence
 	var problems []error
 
-	env, bad := environment(environ)
+	env, secrets, bad := environment(environ)
+	c.secrets = secrets
 	problems = append(problems, bad...)
 	if in, ok := env[fileSetting]; ok {
 		c.File = in.text
@@ -252,22 +283,31 @@ type input struct {
 	where  string // begins an error
 }
 
-// environment takes the KEYGATE_ variables.
-func environment(environ []string) (given map[string]input, problems []error) {
-	given = map[string]input{}
+// environment takes the KEYGATE_ variables. hidden are the secrets.
+func environment(environ []string) (given map[string]input, hidden map[string]string, problems []error) {
+	given, hidden = map[string]input{}, map[string]string{}
 	byVariable := map[string]setting{}
 	var variables []string
 	for _, s := range settings {
 		byVariable[s.variable()] = s
 		variables = append(variables, s.variable())
 	}
+	for name := range secrets {
+		variables = append(variables, name)
+	}
+	slices.Sort(variables)
 	for _, e := range environ {
 		name, value, _ := strings.Cut(e, "=")
 		if !strings.HasPrefix(name, "KEYGATE_") || isServiceLink(name, value) {
 			continue
 		}
 		s, ok := byVariable[name]
+		_, secret := secrets[name]
 		switch {
+		case secret:
+			if value != "" {
+				hidden[name] = value
+			}
 		case !ok:
 			problems = append(problems, fmt.Errorf("unknown environment variable %s%s", name, didYouMean(name, variables)))
 		case value != "":
@@ -275,7 +315,7 @@ func environment(environ []string) (given map[string]input, problems []error) {
 		}
 	}
 	slices.SortFunc(problems, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	return given, problems
+	return given, hidden, problems
 }
 
 // Kubernetes sets variables in every pod for a Service whose name begins with

@@ -6,6 +6,8 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
+	"io/fs"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -74,6 +76,16 @@ logDecisions=none
 stalenessBudget=5s
 register=true
 healthListen=127.0.0.1:8081
+managementListen=127.0.0.1:8080
+managementTlsCert=
+managementTlsKey=
+managementInsecure=false
+managementHosts=
+sealingKeyFile=
+server=
+serverCacert=
+tokenFile=
+insecure=false
 `
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
@@ -95,9 +107,14 @@ func TestPrecedenceOfEverySetting(t *testing.T) {
 		"authz-listen": {"127.0.0.1:1", "[::1]:2", "unix:///x.sock"}, "health-listen": {":1", "0.0.0.0:2", "unix:///y.sock"},
 		"key-header": {"x-a", "x-b", "x-c"}, "key-query": {"a", "b", "c"},
 		"denial-body": {"uniform", "apigee", "uniform"}, "log-decisions": {"denied", "all", "none"},
-		"staleness-budget": {"3s", "1m", "4.5s"},
-		"authz-insecure":   {"true", "false", "true"},
-		"register":         {"false", "true", "false"},
+		"staleness-budget":    {"3s", "1m", "4.5s"},
+		"authz-insecure":      {"true", "false", "true"},
+		"register":            {"false", "true", "false"},
+		"management-listen":   {"127.0.0.1:1", "off", "unix:///x.sock"},
+		"management-insecure": {"true", "false", "true"},
+		"management-hosts":    {"a.example,2001:db8::1", "b", "c"},
+		"server":              {"https://a:1/keygate", "http://127.0.0.1:8080", "unix:///x.sock"},
+		"insecure":            {"true", "false", "true"},
 	}
 	for _, s := range settings {
 		if s.name == fileSetting {
@@ -253,6 +270,26 @@ func TestMistakes(t *testing.T) {
 		{"client CA without TLS", "--authz-client-ca c", "", "", `--authz-client-ca is given without --authz-tls-cert and --authz-tls-key`},
 		{"insecure TLS", "--authz-insecure --authz-tls-cert c --authz-tls-key k", "", "", `--authz-insecure and --authz-tls-cert are given together: plaintext or TLS, choose one`},
 		{"one port for two", "--health-listen 127.0.0.1:9000", "", "", `--authz-listen and --health-listen are both 127.0.0.1:9000`},
+		{"one port for management and health", "--management-listen 127.0.0.1:8081", "", "", `--management-listen and --health-listen are both 127.0.0.1:8081`},
+		{"one port for management and authz", "", "", "managementListen: 127.0.0.1:9000\n", `--authz-listen and keygate.yaml:1: managementListen are both 127.0.0.1:9000`},
+
+		{"management off loopback", "--management-listen :8080", "", "", `--management-listen: :8080 is not a loopback address: give --management-tls-cert and --management-tls-key, listen on a unix socket, or ask for plaintext with --management-insecure`},
+		{"management key alone", "--management-tls-key k", "", "", `--management-tls-key is given without --management-tls-cert`},
+		{"management insecure TLS", "--management-insecure --management-tls-cert c --management-tls-key k", "", "", `--management-insecure and --management-tls-cert are given together: plaintext or TLS, choose one`},
+		{"management host with port", "--management-hosts a:1", "", "", `--management-hosts: "a:1" is not a host; want names without scheme and port`},
+		{"management host twice", "--management-hosts [::1],::1", "", "", `--management-hosts: "::1" stands twice`},
+		{"management host empty", "--management-hosts a,,b", "", "", `--management-hosts: "" is not a host; want names without scheme and port`},
+
+		{"server without scheme", "--server keygate.example:8080", "", "", `--server: "keygate.example:8080": want https://host, http://host or unix:///path, a path before /v1 after the host if there is one`},
+		{"server with a query", "--server https://a?b", "", "", `--server: "https://a?b": want https://host, http://host or unix:///path, a path before /v1 after the host if there is one`},
+		{"server with a password", "--server https://u:canary@a", "", "", `--server: a URL with a user in it; give --token-file`},
+		{"server on a relative socket", "--server unix://a", "", "", `--server: "unix://a": want unix:///path, three slashes and a file`},
+		{"server in plaintext", "", "KEYGATE_SERVER=http://keygate.example:8080", "", `KEYGATE_SERVER: http://keygate.example:8080 would send the token in plaintext: give https://, or ask for plaintext with --insecure`},
+		{"server's CA for plaintext", "--server http://localhost:8080 --server-cacert ca", "", "", `--server-cacert is for TLS, which http://localhost:8080 does not use`},
+		{"token twice", "--token-file t", "KEYGATE_TOKEN=canary", "", `KEYGATE_TOKEN and --token-file are given together: choose one`},
+		{"sealing key twice", "", "KEYGATE_SEALING_KEY=canary KEYGATE_SEALING_KEY_FILE=f", "", `KEYGATE_SEALING_KEY and KEYGATE_SEALING_KEY_FILE are given together: choose one`},
+		{"token in file", "", "", "token: canary\n", `keygate.yaml:1:1: unknown field "token", did you mean "tokenFile"?`},
+		{"secret misspelt", "", "KEYGATE_SEALINGKEY=canary", "", `unknown environment variable KEYGATE_SEALINGKEY, did you mean "KEYGATE_SEALING_KEY"?`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := load(t, strings.Fields(tt.args), strings.Fields(tt.env), tt.file)
@@ -284,6 +321,10 @@ func TestAccepted(t *testing.T) {
 		"--authz-listen unix:///run/keygate/authz.sock",
 		"--authz-listen localhost:9000", "--authz-listen 127.8.9.1:0 --health-listen 127.8.9.1:0", "--authz-listen [::1]:9000",
 		"--health-listen :8081", "--key-header X-Api-Key", "--key-query apikey",
+		"--management-listen off --authz-listen 127.0.0.1:8080", "--management-listen=", "--management-listen 0.0.0.0:8080 --management-insecure",
+		"--management-listen :8080 --management-tls-cert c --management-tls-key k --management-hosts keygate.example,[2001:db8::1]",
+		"--management-listen unix:///run/keygate/management.sock",
+		"--server https://keygate.example/keygate/ --server-cacert ca --token-file t", "--server http://[::1]:8080", "--server http://10.0.0.1:8080 --insecure",
 		"--etcd-quota 2147483648", "--etcd-quota 500MB", "--staleness-budget 3000ms", "--staleness-budget 1m",
 	} {
 		if _, err := load(t, strings.Fields(args), nil, ""); err != nil {
@@ -352,6 +393,74 @@ func TestEtcdPassword(t *testing.T) {
 	}
 }
 
+// What a secret is, where it comes from, and that no setting shows it.
+func TestSecrets(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string, mode os.FileMode) string {
+		t.Helper()
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	token, open, empty := file("token", "canary-token\n", 0o600), file("open", "canary", 0o644), file("empty", "", 0o600)
+	keys := file("sealing-key", "# the second\nb:canary\na:canary\n", 0o600)
+	file("admin-token", "canary-admin\n", 0o600)
+	for _, tt := range []struct {
+		args, env                  string
+		token, keys, path, problem string
+		own                        bool
+	}{
+		{"--data-dir " + dir, "", "", "# the second\nb:canary\na:canary\n", keys, "", true},
+		{"--etcd-endpoints http://a:1", "", "", "", "", "", false},
+		{"--etcd-endpoints http://a:1 --sealing-key-file " + keys + " --token-file " + token, "", "canary-token", "# the second\nb:canary\na:canary\n", keys, "", false},
+		{"--data-dir " + dir, "KEYGATE_TOKEN=canary-env KEYGATE_SEALING_KEY=c:canary", "canary-env", "c:canary", "", "", false},
+		{"--data-dir " + dir + "/none", "", "", "", dir + "/none/sealing-key", "no such file", true},
+		{"--token-file " + open + " --data-dir " + dir, "", "", "# the second\nb:canary\na:canary\n", keys, "open has mode 0644", true},
+		{"--sealing-key-file " + open, "", "", "", open, "open has mode 0644", false},
+		{"--sealing-key-file " + empty, "", "", "", empty, "empty is empty", false},
+	} {
+		c, err := load(t, strings.Fields(tt.args), strings.Fields(tt.env), "")
+		if err != nil {
+			t.Errorf("%s %s: %v", tt.args, tt.env, err)
+			continue
+		}
+		token, tokenErr := c.Token()
+		keys, keysErr := c.SealingKeys()
+		path, own := c.SealingKeyPath()
+		problem := errors.Join(tokenErr, keysErr)
+		if token != tt.token || string(keys) != tt.keys || path != tt.path || own != tt.own {
+			t.Errorf("%s: got token %q, keys %q in %q, own %v; want %q, %q in %q, %v", tt.args, token, keys, path, own, tt.token, tt.keys, tt.path, tt.own)
+		}
+		if (problem != nil) != (tt.problem != "") || problem != nil && !strings.Contains(problem.Error(), tt.problem) {
+			t.Errorf("%s: got error %v, want %q", tt.args, problem, tt.problem)
+		}
+		if problem != nil && !own && c.CheckFiles() == nil {
+			t.Errorf("%s: got no error of CheckFiles, want %v", tt.args, problem)
+		}
+		for _, v := range c.Values() {
+			if strings.Contains(v.Text, "canary") {
+				t.Errorf("%s: got a secret in %s", tt.env, v.Field)
+			}
+		}
+	}
+	c, err := load(t, []string{"--data-dir", dir}, nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if admin, err := c.AdminToken(); admin != "canary-admin" || err != nil {
+		t.Errorf("got admin token %q, %v, want that of the data directory", admin, err)
+	}
+	c, err = load(t, []string{"--etcd-endpoints", "http://a:1"}, nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.AdminToken(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v, want that a cluster has no admin token", err)
+	}
+}
+
 func TestCheckFiles(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name string, text []byte) string {
@@ -383,20 +492,38 @@ func TestCheckFiles(t *testing.T) {
 	certA, keyA := pair("a")
 	_, keyB := pair("b")
 
-	good := &Config{AuthzTLSCert: certA, AuthzTLSKey: keyA, AuthzClientCA: certA, EtcdCACert: certA}
+	good := &Config{AuthzTLSCert: certA, AuthzTLSKey: keyA, AuthzClientCA: certA, EtcdCACert: certA, ManagementTLSCert: certA, ManagementTLSKey: keyA, ServerCACert: certA}
 	if err := good.CheckFiles(); err != nil {
 		t.Errorf("got %v, want no error", err)
 	}
 	bad := &Config{
 		AuthzTLSCert: certA, AuthzTLSKey: keyB, AuthzClientCA: keyA, EtcdCACert: filepath.Join(dir, "none"),
+		ManagementTLSCert: certA, ManagementTLSKey: keyB, ServerCACert: keyA,
 		sources: map[string]Source{"etcd-cacert": {Kind: FromFile, Name: "keygate.yaml", Line: 3}},
 	}
 	got := strings.ReplaceAll(bad.CheckFiles().Error(), dir, "DIR")
 	want := `--authz-tls-cert: tls: private key does not match public key
+--management-tls-cert: tls: private key does not match public key
 keygate.yaml:3: etcdCacert: open DIR/none: no such file or directory
---authz-client-ca: DIR/a.key holds no PEM certificate`
+--authz-client-ca: DIR/a.key holds no PEM certificate
+--server-cacert: DIR/a.key holds no PEM certificate`
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// A file that a command does not use does not stop it.
+func TestFilesOfOtherCommands(t *testing.T) {
+	environ := []string{"KEYGATE_SEALING_KEY_FILE=/nowhere", "KEYGATE_AUTHZ_TLS_CERT=/nowhere", "KEYGATE_AUTHZ_TLS_KEY=/nowhere"}
+	c, err := load(t, nil, environ, "", Org, Embedded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CheckFiles(); err != nil {
+		t.Errorf("got %v, want no error", err)
+	}
+	if c, err = load(t, nil, environ, "", Org, Sealing); err != nil || c.CheckFiles() == nil {
+		t.Errorf("got %v, %v, want that the file is not there", c, err)
 	}
 }
 

@@ -21,17 +21,22 @@ type Group uint8
 
 // The groups, in the order of the help.
 const (
-	Common   Group = iota // --config, logging
-	External              // an etcd of the user's own
-	Embedded              // the etcd in the data directory
-	Keys                  // --prefix: where keygate's keys are
-	Org                   // --org
-	Authz                 // the data plane
-	Health                // --health-listen
+	Common     Group = iota // --config, logging
+	External                // an etcd of the user's own
+	Embedded                // the etcd in the data directory
+	Keys                    // --prefix: where keygate's keys are
+	Org                     // --org
+	Authz                   // the data plane
+	Health                  // --health-listen
+	Management              // the management API, as it is served
+	Sealing                 // the key that seals consumer keys and secrets at rest
+	Client                  // the management API, as a command reaches it
 )
 
 // All returns every group.
-func All() []Group { return []Group{Common, External, Embedded, Keys, Org, Authz, Health} }
+func All() []Group {
+	return []Group{Common, External, Embedded, Keys, Org, Authz, Health, Management, Sealing, Client}
+}
 
 // kind of a value: how it may be written.
 type kind uint8
@@ -182,7 +187,60 @@ var settings = []setting{
 		func(c *Config) *bool { return &c.Register }),
 
 	address("health-listen", Health, "127.0.0.1:8081", "`address` of health, metrics and version, host:port or unix:///path", func(c *Config) *Address { return &c.HealthListen }),
+
+	{"management-listen", Management, text, "127.0.0.1:8080", "`address` to serve the management API on, host:port or unix:///path, or off",
+		func(c *Config, s string) (err error) {
+			c.ManagementListen = Address{}
+			if s != "" && s != off {
+				c.ManagementListen, err = parseAddress(s)
+			}
+			return err
+		},
+		func(c *Config) string {
+			if c.ManagementListen == (Address{}) {
+				return off
+			}
+			return c.ManagementListen.String()
+		}},
+	path("management-tls-cert", Management, "", "PEM `file` of the certificate to serve it with", func(c *Config) *string { return &c.ManagementTLSCert }),
+	path("management-tls-key", Management, "", "PEM `file` of its private key", func(c *Config) *string { return &c.ManagementTLSKey }),
+	boolFlag("management-insecure", Management, "false", "serve the management API in plaintext beyond the loopback interface", func(c *Config) *bool { return &c.ManagementInsecure }),
+	{"management-hosts", Management, list, "", "`names` that a request's Host may have besides the address itself and localhost, with commas between",
+		func(c *Config, s string) (err error) {
+			c.ManagementHosts, err = parseHosts(s)
+			return err
+		},
+		func(c *Config) string { return strings.Join(c.ManagementHosts, ",") }},
+
+	path("sealing-key-file", Sealing, "", "`file` of the keys that seal consumer keys and secrets in etcd, not readable by others (default for the embedded etcd sealing-key in --data-dir)",
+		func(c *Config) *string { return &c.SealingKeyFile }),
+
+	{"server", Client, text, "", "`url` of a management API, such as https://keygate.example:8080 or unix:///path",
+		func(c *Config, s string) (err error) {
+			c.Server, err = parseServer(s)
+			return err
+		},
+		func(c *Config) string { return c.Server }},
+	path("server-cacert", Client, "", "PEM `file` of the CAs that sign its certificate (default the system's)", func(c *Config) *string { return &c.ServerCACert }),
+	path("token-file", Client, "", "`file` that holds a management token, not readable by others", func(c *Config) *string { return &c.TokenFile }),
+	boolFlag("insecure", Client, "false", "send the token in plaintext beyond the loopback interface", func(c *Config) *bool { return &c.Insecure }),
 }
+
+// off is the value of an address where nothing listens.
+const off = "off"
+
+// secrets are the variables of the environment that hold a secret. They are no
+// settings: no flag and no field of the file has them, and nothing prints them.
+// Each excludes the setting that names a file for the same.
+var secrets = map[string]string{
+	variableSealingKey: "sealing-key-file",
+	variableToken:      "token-file",
+}
+
+const (
+	variableSealingKey = "KEYGATE_SEALING_KEY"
+	variableToken      = "KEYGATE_TOKEN"
+)
 
 // variable is the setting's name in the environment.
 func (s setting) variable() string {
@@ -204,7 +262,10 @@ func (s setting) data(c *Config) any {
 	case boolean:
 		return s.get(c) == "true"
 	case list:
-		return append([]string{}, c.EtcdEndpoints...)
+		if s.get(c) == "" {
+			return []string{}
+		}
+		return strings.Split(s.get(c), ",")
 	}
 	return s.get(c)
 }
@@ -385,6 +446,54 @@ func parseEndpoint(e string) (scheme string, err error) {
 		return "", fmt.Errorf("%s: unknown scheme %s, %s", quote(e), quote(scheme), want)
 	}
 	return scheme, nil
+}
+
+// parseHosts reads names and addresses as a Host header may hold them, without
+// a port.
+func parseHosts(s string) (hosts []string, err error) {
+	if s == "" {
+		return nil, nil
+	}
+	for _, h := range strings.Split(s, ",") {
+		h = strings.ToLower(strings.TrimSpace(h))
+		bare := strings.TrimSuffix(strings.TrimPrefix(h, "["), "]")
+		if _, err := netip.ParseAddr(bare); err != nil && (h == "" || strings.Trim(h, letters+digits+"-._") != "") {
+			return nil, fmt.Errorf("%s is not a host; want names without scheme and port", quote(h))
+		}
+		if slices.Contains(hosts, bare) {
+			return nil, fmt.Errorf("%s stands twice", quote(h))
+		}
+		hosts = append(hosts, bare)
+	}
+	return hosts, nil
+}
+
+// parseServer checks the URL of a management API. An error never shows one that
+// may hold a password.
+func parseServer(s string) (string, error) {
+	const want = "want https://host, http://host or unix:///path, a path before /v1 after the host if there is one"
+	if s == "" {
+		return "", nil
+	}
+	if strings.Contains(s, "@") {
+		return "", errors.New("a URL with a user in it; give --token-file")
+	}
+	if rest, ok := strings.CutPrefix(s, "unix:"); ok {
+		a, err := parseAddress("unix:" + rest)
+		return a.String(), err
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" || u.ForceQuery {
+		return "", fmt.Errorf("%s: %s", quote(s), want)
+	}
+	return strings.TrimRight(s, "/"), nil
+}
+
+// plaintextServer tells whether the server's URL sends what it is given in
+// plaintext beyond this machine.
+func plaintextServer(server string) bool {
+	u, err := url.Parse(server)
+	return err == nil && u.Scheme == "http" && !Address{"tcp", net.JoinHostPort(u.Hostname(), "0")}.Local()
 }
 
 func schemeName(s string) string {

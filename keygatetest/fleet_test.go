@@ -91,7 +91,7 @@ func BenchmarkFleet(b *testing.B) {
 			}
 			id, target := keygatetest.KeyID(b, key.Key), []ledger.Target{{Record: key.Record(b)}}
 			set := func(action ledger.StatusAction) ledger.Receipt {
-				change, err := ledger.SetStatus(b.Context(), cli, space, action, target, ledger.StatusOptions{Barrier: true})
+				change, err := ledger.New(ledger.Config{Store: cli, Space: space}).SetStatus(b.Context(), ledger.By{}, action, target, ledger.StatusOptions{Barrier: true})
 				if err != nil {
 					b.Fatal(err)
 				}

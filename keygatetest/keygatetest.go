@@ -34,6 +34,7 @@ import (
 	"keygate/envoy/proxy"
 	"keygate/envoy/proxy/proxytest"
 	"keygate/keygatetest/etcdtest"
+	"keygate/seal"
 	"keygate/server"
 	"keygate/statestore"
 	"keygate/statestore/embedded"
@@ -64,6 +65,10 @@ type Options struct {
 	Envoy bool
 	// Bootstrap may change Envoy's configuration before it is used.
 	Bootstrap func(*envoy.Bootstrap)
+	// Manage and Seal as in server.Config. The API is then at
+	// Server.ManagementAddr, and with a Child the admin token in its DataDir.
+	Manage bool
+	Seal   *seal.Keyring
 	// Drain as in server.Config, but zero means none.
 	Drain time.Duration
 	// Now, OnDecision and OnChange as in server.Config.
@@ -106,7 +111,7 @@ func Settings() *config.Config {
 	}
 	loopback := config.Address{Network: "tcp", Address: "127.0.0.1:0"}
 	return &config.Config{
-		Space: space, Organization: "default", AuthzListen: loopback, HealthListen: loopback,
+		Space: space, Organization: "default", AuthzListen: loopback, HealthListen: loopback, ManagementListen: loopback,
 		KeyHeader: envoy.DefaultKeyHeader, DenialBody: envoy.DenialApigee, LogDecisions: "none",
 		StalenessBudget: statestore.DefaultStalenessBudget, Register: true, LogFormat: "text",
 	}
@@ -123,6 +128,7 @@ func Start(t testing.TB, o Options) *Keygate {
 		}
 		k.Child = newChild(t, o.DataDir, logger)
 		o.Etcd = statestore.EtcdConfig{Endpoints: []string{k.Child.Endpoint()}}
+		k.Settings.DataDir = o.DataDir
 	}
 	if len(o.Etcd.Endpoints) == 0 {
 		o.Etcd.Endpoints = []string{etcdtest.Start(t).Endpoint()}
@@ -135,6 +141,7 @@ func Start(t testing.TB, o Options) *Keygate {
 	}
 	s, err := server.New(server.Config{
 		Settings: k.Settings, Etcd: o.Etcd, Child: k.Child, Version: "test", Drain: o.Drain, Now: o.Now,
+		Manage: o.Manage, Seal: o.Seal,
 		OnDecision: o.OnDecision, OnChange: o.OnChange, Logger: logger,
 	})
 	if err != nil {

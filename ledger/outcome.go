@@ -37,11 +37,14 @@ func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 // Outcome is what became of one submission.
 type Outcome struct {
 	Place catalog.Place `json:"place"`
-	// App and Name are empty when the submission could not be read.
-	App  authz.AppID `json:"appId,omitempty"`
-	Name string      `json:"name,omitempty"`
-	// Items has one for each record (app, developer, credential), then those
-	// that need a word of their own, of the same records.
+	// App with its Name, Developer with the e-mail address as Name, or Product;
+	// all empty when the submission could not be read.
+	App       authz.AppID       `json:"appId,omitempty"`
+	Developer authz.DeveloperID `json:"developerId,omitempty"`
+	Product   authz.ProductName `json:"product,omitempty"`
+	Name      string            `json:"name,omitempty"`
+	// Items has one for each record (app, developer, credential, product), then
+	// those that need a word of their own, of the same records.
 	Items []Item `json:"items"`
 }
 
@@ -72,7 +75,7 @@ type Count [numActions]int
 // Report adds up outcomes. The zero Report is ready to use. It grows with
 // nothing but its numbers.
 type Report struct {
-	Apps, Developers, Credentials Count
+	Apps, Developers, Credentials, Products Count
 	// Statuses, expiries and records that were kept against what was handed in,
 	// or without its knowing of them.
 	Kept int
@@ -103,6 +106,8 @@ func (r *Report) Add(o Outcome) {
 			r.Developers[it.Action]++
 		case keyspace.KindKey:
 			r.Credentials[it.Action]++
+		case keyspace.KindProduct:
+			r.Products[it.Action]++
 		}
 	}
 }
@@ -112,6 +117,6 @@ func (r Report) String() string {
 	count := func(what string, c Count) string {
 		return fmt.Sprintf("%s: %d created, %d changed, %d unchanged", what, c[Created], c[Changed], c[Unchanged])
 	}
-	return fmt.Sprintf("%s; %s; %s; %d kept, %d refused",
-		count("apps", r.Apps), count("credentials", r.Credentials), count("developers", r.Developers), r.Kept, r.Refused)
+	return fmt.Sprintf("%s; %s; %s; %s; %d kept, %d refused",
+		count("apps", r.Apps), count("credentials", r.Credentials), count("developers", r.Developers), count("products", r.Products), r.Kept, r.Refused)
 }

@@ -1,11 +1,11 @@
 package ledger
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -13,22 +13,90 @@ import (
 	"keygate/authz"
 	"keygate/catalog"
 	"keygate/jsonobject"
+	"keygate/seal"
 	"keygate/statestore/keyspace"
 )
 
-// planner works out what one attempt to import an app writes, from what it
-// read.
+// planner works out what one attempt to import an app, a developer or an API
+// product writes, from what was read.
 type planner struct {
 	space     keyspace.Space
 	org       authz.Organization
-	app       catalog.App
+	seal      *seal.Keyring
 	overwrite bool
+	in        catalog.Submission
+	app       catalog.App // of in, if it is one
 
-	view   view
+	view   view     // all that reads and readsAfter asked for
 	paths  []string // of the view, sorted
 	groups []group
 	items  []Item
 	extra  []Item // behind the items
+}
+
+// record that the submission is about.
+func (p *planner) record() keyspace.Record {
+	switch {
+	case p.in.Developer != nil:
+		return keyspace.DeveloperRecord(p.org, p.in.Developer.ID)
+	case p.in.Product != nil:
+		return keyspace.ProductRecord(p.org, p.in.Product.Name)
+	}
+	return p.appRecord()
+}
+
+// check tells what is wrong with the submission by itself.
+func (p *planner) check() error {
+	switch {
+	case p.in.Developer != nil:
+		return p.in.Developer.Validate()
+	case p.in.Product != nil:
+		return p.in.Product.Validate()
+	}
+	return p.app.Validate()
+}
+
+// reads are every path that the plan looks at.
+func (p *planner) reads() []clientv3.Op {
+	switch {
+	case p.in.Developer != nil:
+		return []clientv3.Op{
+			clientv3.OpGet(p.space.Folder(p.record()), clientv3.WithPrefix()),
+			clientv3.OpGet(p.space.IndexDeveloperApps(p.org, p.in.Developer.ID), clientv3.WithPrefix(), clientv3.WithLimit(1)),
+			clientv3.OpGet(p.emailIndex(p.in.Developer.Email)),
+		}
+	case p.in.Product != nil:
+		return []clientv3.Op{clientv3.OpGet(p.space.Details(p.record()))}
+	}
+	return p.readsApp()
+}
+
+// readsAfter are those that what was read tells of: where the index has an older
+// name or e-mail address.
+func (p *planner) readsAfter() []clientv3.Op {
+	switch {
+	case p.in.Developer != nil:
+		if old := p.stored(catalog.MemberEmail); old != "" && old != p.in.Developer.Email {
+			return []clientv3.Op{clientv3.OpGet(p.emailIndex(old))}
+		}
+	case p.in.App != nil:
+		if old := p.stored(catalog.MemberName); old != "" && old != p.app.Name {
+			return []clientv3.Op{clientv3.OpGet(p.nameIndex(old))}
+		}
+	}
+	return nil
+}
+
+// plan fills groups and items. A reason refuses what was handed in.
+func (p *planner) plan() (reason string) {
+	p.paths = slices.Sorted(maps.Keys(p.view))
+	switch {
+	case p.in.Developer != nil:
+		return p.planDeveloper()
+	case p.in.Product != nil:
+		return p.planProduct()
+	}
+	return p.planApp()
 }
 
 func (p *planner) appRecord() keyspace.Record { return keyspace.AppRecord(p.org, p.app.ID) }
@@ -41,6 +109,9 @@ func (p *planner) nameIndex(name string) string {
 	return p.space.IndexDeveloperApp(p.org, p.app.Developer, name)
 }
 
+// emailIndex is the path that an e-mail address has in the index.
+func (p *planner) emailIndex(email string) string { return p.space.IndexEmail(p.org, email) }
+
 func (p *planner) keyIndex(id authz.KeyID) string {
 	return p.space.IndexAppKeys(p.org, p.app.ID) + id.String()
 }
@@ -49,9 +120,7 @@ func (p *planner) productIndex(name authz.ProductName, id authz.KeyID) string {
 	return p.space.IndexProductKeys(p.org, name) + id.String()
 }
 
-// read fills the view: every path that the plan looks at.
-func (p *planner) read(ctx context.Context, kv clientv3.KV) error {
-	p.view = view{}
+func (p *planner) readsApp() []clientv3.Op {
 	ops := []clientv3.Op{
 		clientv3.OpGet(p.space.Folder(p.appRecord()), clientv3.WithPrefix()),
 		clientv3.OpGet(p.space.Folder(p.developerRecord()), clientv3.WithPrefix()),
@@ -65,26 +134,17 @@ func (p *planner) read(ctx context.Context, kv clientv3.KV) error {
 			ops = append(ops, clientv3.OpGet(p.productIndex(ref.Name, c.Key)))
 		}
 	}
-	if err := p.view.read(ctx, kv, ops); err != nil {
-		return err
-	}
-	if name := p.storedName(); name != "" && name != p.app.Name {
-		if err := p.view.read(ctx, kv, []clientv3.Op{clientv3.OpGet(p.nameIndex(name))}); err != nil {
-			return err
-		}
-	}
-	p.paths = slices.Sorted(maps.Keys(p.view))
-	return nil
+	return ops
 }
 
-// storedName of the app, empty if there is none to be read.
-func (p *planner) storedName() (name string) {
-	o, _ := p.object(p.space.Details(p.appRecord()))
-	raw, _ := o.Get(catalog.MemberName)
-	if json.Unmarshal(raw, &name) != nil {
+// stored text of a member of the record, empty if there is none to be read.
+func (p *planner) stored(member string) (text string) {
+	o, _ := p.object(p.space.Details(p.record()))
+	raw, _ := o.Get(member)
+	if json.Unmarshal(raw, &text) != nil {
 		return ""
 	}
-	return name
+	return text
 }
 
 // object returns a stored JSON value, empty if there is none or it is not one.
@@ -97,8 +157,7 @@ func (p *planner) object(path string) (o jsonobject.Object, ok bool) {
 	return o, err == nil
 }
 
-// plan fills groups and items. A reason refuses the app.
-func (p *planner) plan() (reason string) {
+func (p *planner) planApp() (reason string) {
 	rec := p.appRecord()
 	path := p.space.Details(rec)
 	details, there := p.view[path]
@@ -165,7 +224,7 @@ func (p *planner) plan() (reason string) {
 		action = Changed
 	}
 	p.index(&g, name, string(p.app.ID))
-	if old := p.storedName(); old != "" && old != p.app.Name {
+	if old := p.stored(catalog.MemberName); old != "" && old != p.app.Name {
 		if e, ok := p.view[p.nameIndex(old)]; ok && e.value == string(p.app.ID) {
 			g.writes = append(g.writes, write{path: p.nameIndex(old), deletion: true})
 		}
@@ -179,6 +238,74 @@ func (p *planner) plan() (reason string) {
 	return ""
 }
 
+func (p *planner) planDeveloper() (reason string) {
+	d, rec := p.in.Developer, p.record()
+	path, status := p.space.Details(rec), p.space.Status(rec)
+	details, there := p.view[path]
+	if there {
+		if stored := p.space.Developer([]keyspace.Entry{{Key: path, Value: []byte(details.value)}}); stored.Problem != "" {
+			return "the stored record cannot be read: " + stored.Problem
+		}
+	}
+	email := p.emailIndex(d.Email)
+	indexed, taken := p.view[email]
+	if taken && indexed.value != string(d.ID) {
+		return fmt.Sprintf("another developer has this e-mail address, %q: %s", indexed.value, email)
+	}
+	known := there || taken || len(p.under(p.space.IndexDeveloperApps(p.org, d.ID))) > 0
+	if known && !there && !p.overwrite {
+		p.items = append(p.items, p.deletedDeveloper(path))
+		return ""
+	}
+	stored, _ := p.object(path)
+	value := merge(jsonobject.Object{}.With(keyspace.MemberVersion, keyspace.Version), d.Details, stored)
+	g := group{order: apps}
+	action := p.put(&g, path, value)
+	if flag := p.view[status]; there && p.guessed(details, flag) && flag.value != d.Status.String() {
+		g.writes = append(g.writes, write{path: status, value: d.Status.String()})
+	} else {
+		p.flag(&g, rec.Kind, status, d.Status, known)
+	}
+	p.index(&g, email, string(d.ID))
+	if old := p.stored(catalog.MemberEmail); old != "" && old != d.Email {
+		if e, ok := p.view[p.emailIndex(old)]; ok && e.value == string(d.ID) {
+			g.writes = append(g.writes, write{path: p.emailIndex(old), deletion: true})
+		}
+	}
+	if len(g.writes) > 0 && action == Unchanged {
+		action = Changed
+	}
+	p.add(g)
+	p.items = append([]Item{{Action: action, Kind: rec.Kind, Whole: true, Path: path}}, p.extra...)
+	return ""
+}
+
+// guessed tells whether the status of a developer is still the one that it got
+// from the app that brought it: both were written together, and nothing is known
+// of the developer but its id.
+func (p *planner) guessed(details, status entry) bool {
+	return status.value == authz.StatusActive.String() && status.rev == details.rev && p.stored(catalog.MemberEmail) == ""
+}
+
+func (p *planner) planProduct() (reason string) {
+	path := p.space.Details(p.record())
+	stored, readable := p.object(path)
+	version, _ := stored.Get(keyspace.MemberVersion)
+	if _, there := p.view[path]; there && (!readable || string(version) != strconv.Itoa(keyspace.Version)) {
+		return fmt.Sprintf("the stored record cannot be read: want a JSON object whose %q is %d", keyspace.MemberVersion, keyspace.Version)
+	}
+	g := group{order: apps}
+	action := p.put(&g, path, merge(jsonobject.Object{}.With(keyspace.MemberVersion, keyspace.Version), p.in.Product.Details, stored))
+	p.add(g)
+	p.items = []Item{{Action: action, Kind: keyspace.KindProduct, Whole: true, Path: path}}
+	return ""
+}
+
+func (p *planner) deletedDeveloper(path string) Item {
+	return Item{Action: Kept, Kind: keyspace.KindDeveloper, Whole: true, Path: path, Stored: "absent",
+		Reason: "the developer was in the store and its record has been deleted"}
+}
+
 // developer creates the app's developer where there is none.
 func (p *planner) developer() {
 	rec := p.developerRecord()
@@ -189,8 +316,7 @@ func (p *planner) developer() {
 	g := group{order: apps}
 	switch {
 	case !there && known && !p.overwrite:
-		item.Action, item.Stored = Kept, "absent"
-		item.Reason = "the developer was in the store and its record has been deleted"
+		item = p.deletedDeveloper(details)
 	case !there:
 		value := jsonobject.Object{}.With(keyspace.MemberVersion, keyspace.Version).With(keyspace.MemberDeveloper, p.app.Developer)
 		item.Action = p.put(&g, details, value)
@@ -285,6 +411,17 @@ func (p *planner) credential(c catalog.Credential, listed bool) bool {
 	if c.Hint != "" {
 		head = head.With(catalog.MemberHint, c.Hint)
 	}
+	for _, m := range []struct {
+		name, what string
+		plain      catalog.Secret
+	}{
+		{catalog.MemberSealedKey, catalog.MemberKey, c.PlainKey},
+		{catalog.MemberSealedSecret, catalog.MemberSecret, c.PlainSecret},
+	} {
+		if sealed := p.sealed(stored, m.name, sealContext(m.what, c.Key), m.plain.Reveal()); sealed != "" {
+			head = head.With(m.name, sealed)
+		}
+	}
 	gate := group{order: keys, guards: []string{path}}
 	item.Action = p.put(&gate, path, merge(head, o.With(catalog.MemberProducts, refs), stored))
 	flag := &gate
@@ -303,6 +440,22 @@ func (p *planner) credential(c catalog.Credential, listed bool) bool {
 	}
 	p.items = append(p.items, item)
 	return true
+}
+
+// sealed is what a member of the stored credential is to hold: what it holds, if
+// that opens to plain or if there is nothing to seal, else plain, sealed.
+func (p *planner) sealed(stored jsonobject.Object, name, context, plain string) string {
+	var old string
+	if raw, ok := stored.Get(name); ok && json.Unmarshal(raw, &old) != nil {
+		old = ""
+	}
+	if p.seal == nil || plain == "" {
+		return old
+	}
+	if opened, err := p.seal.Open(old, context); err == nil && opened == plain {
+		return old
+	}
+	return p.seal.Seal(plain, context)
 }
 
 // flag plans a status. known: it, or what it belongs to, has been in the store,
@@ -372,6 +525,7 @@ func (p *planner) index(g *group, path, value string) {
 
 func (p *planner) add(g group) {
 	if len(g.writes) > 0 {
+		g.object = p.space.Details(p.record())
 		p.groups = append(p.groups, g)
 	}
 }

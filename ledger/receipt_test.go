@@ -293,7 +293,7 @@ func (d deaf) Watch(ctx context.Context, _ string, _ ...clientv3.OpOption) clien
 func TestDeafWatch(t *testing.T) {
 	s := newStore(t).prepared()
 	s.register("r", time.Minute)
-	c, err := ledger.SetStatus(s.ctx(), deaf{s.kv}, s.space, ledger.Revoke, []ledger.Target{keyTarget}, ledger.StatusOptions{Barrier: true})
+	c, err := ledger.New(ledger.Config{Store: deaf{s.kv}, Space: s.space}).SetStatus(s.ctx(), ledger.By{}, ledger.Revoke, []ledger.Target{keyTarget}, ledger.StatusOptions{Barrier: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,7 +316,7 @@ func TestNoList(t *testing.T) {
 	s := newStore(t).prepared()
 	s.register("r", time.Minute)
 	s.register("silent", brief)
-	c, err := ledger.SetStatus(s.ctx(), unlisted{s.kv}, s.space, ledger.Revoke, []ledger.Target{keyTarget}, ledger.StatusOptions{Barrier: true})
+	c, err := ledger.New(ledger.Config{Store: unlisted{s.kv}, Space: s.space}).SetStatus(s.ctx(), ledger.By{}, ledger.Revoke, []ledger.Target{keyTarget}, ledger.StatusOptions{Barrier: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +352,7 @@ func TestReplacedDuringWait(t *testing.T) {
 			s.register("r", brief)
 			s.register("gone", brief)
 			kv := elsewhere{s.kv, other.kv}
-			c, err := ledger.SetStatus(s.ctx(), kv, s.space, ledger.Revoke, []ledger.Target{keyTarget}, ledger.StatusOptions{Barrier: true})
+			c, err := ledger.New(ledger.Config{Store: kv, Space: s.space}).SetStatus(s.ctx(), ledger.By{}, ledger.Revoke, []ledger.Target{keyTarget}, ledger.StatusOptions{Barrier: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -472,7 +472,7 @@ func TestReceiptsAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, target := range targets {
 		wg.Go(func() {
-			c, err := ledger.SetStatus(t.Context(), s.kv, s.space, ledger.Revoke, []ledger.Target{target}, ledger.StatusOptions{Barrier: true})
+			c, err := ledger.New(ledger.Config{Store: s.kv, Space: s.space}).SetStatus(t.Context(), ledger.By{}, ledger.Revoke, []ledger.Target{target}, ledger.StatusOptions{Barrier: true})
 			if err != nil {
 				t.Error(err)
 				return

@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"keygate/audit"
 	"keygate/authz"
 	"keygate/jsonobject"
 	"keygate/statestore/keyspace"
@@ -104,6 +105,7 @@ func (t Target) check() error {
 type Store interface {
 	clientv3.KV
 	Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan
+	Grant(ctx context.Context, ttl int64) (*clientv3.LeaseGrantResponse, error)
 }
 
 // StatusOptions of SetStatus.
@@ -137,6 +139,12 @@ type Change struct {
 	// NoSpace: etcd has no space left. It takes no barrier, and no acknowledgement
 	// of a replica: what is known is the time.
 	NoSpace bool
+	// Stops, on a dry run, are the pairs of a key and a product that open now and
+	// would not after.
+	Stops []Stop
+	// Replayed: the change was made the first time that it was asked for, at
+	// Revision. Nothing else is known of it.
+	Replayed bool
 	// ByDeletion: for want of space flags that opened were deleted instead: an
 	// absent flag refuses.
 	ByDeletion bool
@@ -199,10 +207,15 @@ func (e *NotFoundError) Unwrap() error { return ErrNotFound }
 // been done, or it is not known; the same again is safe.
 type PartialError struct {
 	Done, Total int
-	Err         error
+	// Begun: the rest will be done, by the next keygate that finds the intent.
+	Begun bool
+	Err   error
 }
 
 func (e *PartialError) Error() string {
+	if e.Begun {
+		return fmt.Sprintf("%d of %d done, the rest will be finished by a running keygate, and repeating it is safe: %v", e.Done, e.Total, e.Err)
+	}
 	return fmt.Sprintf("%d of %d done, and repeating it is safe: %v", e.Done, e.Total, e.Err)
 }
 
@@ -210,16 +223,17 @@ func (e *PartialError) Unwrap() error { return e.Err }
 
 // SetStatus revokes or approves the targets, which are all of one organization.
 // It is safe for concurrent use and for repetition: a flag that is in that state
-// already is not written again.
+// already is not written again. The audit record is part of the transaction.
 //
 // An approval creates nothing that was not there: a flag that is absent was
 // revoked by deletion, and is written again, only if its record tells that it
 // belongs there. For a product on a key that is the credential's list of
 // products, or the index.
 //
-// Up to 63 flags change in one transaction, at one revision; more take several.
-// A revocation goes on with the next transaction when others' changes have kept
-// one from taking place.
+// Up to 63 flags change in one transaction, at one revision. More take several,
+// after an intent that makes them all-or-nothing: if this process ends, another
+// finishes what the intent says ([Ledger.Finish]); a flag that somebody has
+// changed after the intent stays as it is. About 8,000 flags share an intent.
 //
 // The error is a NotFoundError if some of the targets are not there, and the
 // rest is done; a PartialError, or for a single target its cause, if not all
@@ -233,46 +247,136 @@ func (e *PartialError) Unwrap() error { return e.Err }
 // receipt for what stands; but not when ctx is cancelled. Change.Asked tells.
 //
 // When etcd has no space left a revocation deletes the flags: etcd takes that,
-// and an absent flag refuses. An approval then is an error.
-func SetStatus(ctx context.Context, store Store, space keyspace.Space, action StatusAction, targets []Target, opts StatusOptions) (Change, error) {
-	c := Change{Action: action, store: store, space: space}
+// and an absent flag refuses. Its audit record goes to the spool. An approval
+// then is an error.
+//
+// by.IfMatch is compared with the records of the targets, each with its flags.
+func (l *Ledger) SetStatus(ctx context.Context, by By, action StatusAction, targets []Target, opts StatusOptions) (Change, error) {
+	c := Change{Action: action, store: l.store, space: l.space}
 	targets, err := distinct(targets)
 	if err != nil {
 		return c, fmt.Errorf("%v: %w", action, err)
 	}
+	switch {
+	case by.DryRun:
+		err = l.preview(ctx, by, &c, targets)
+	case len(targets) <= maxFlags:
+		err = l.setFlags(ctx, by, &c, targets, journal{}, opts.Barrier, func(done int) { opts.tell(done, len(targets)) })
+	default:
+		err = l.setMany(ctx, by, &c, targets, opts)
+	}
+	var partial *PartialError
+	if err != nil && opts.Barrier && len(c.Flags) > 0 && ctx.Err() == nil && (!errors.Is(err, ErrNotFound) || errors.As(err, &partial)) {
+		if askErr := c.ask(ctx, targets[0].Record.Organization); askErr != nil {
+			err = errors.Join(err, fmt.Errorf("no receipt: %w", askErr))
+		}
+	}
+	var refusal *Error
+	if err != nil && !errors.As(err, &refusal) {
+		err = fmt.Errorf("%v: %w", action, err)
+	}
+	return c, err
+}
+
+func (o StatusOptions) tell(done, total int) {
+	if o.Progress != nil {
+		o.Progress(done, total)
+	}
+}
+
+// setMany changes more flags than one transaction holds.
+func (l *Ledger) setMany(ctx context.Context, by By, c *Change, targets []Target, opts StatusOptions) error {
+	var failed error
+	done := 0
+	for _, part := range l.journals(targets) {
+		j, err := l.begin(ctx, by, c, part)
+		switch {
+		case c.Replayed:
+			c.Revision = j.rev
+			return nil
+		case errors.Is(err, rpctypes.ErrNoSpace) && c.Action == Revoke: // by deletion, and each for itself
+			j = journal{}
+		case err != nil:
+			return errors.Join(failed, &PartialError{Done: len(c.Flags), Total: len(targets), Err: err})
+		}
+		rest := by
+		rest.Once, rest.IfMatch = nil, 0 // the intent's own
+		barrier := opts.Barrier && done+len(part) == len(targets)
+		err = l.setFlags(ctx, rest, c, part, j, barrier, func(n int) { opts.tell(done+n, len(targets)) })
+		failed = errors.Join(failed, err)
+		var partial *PartialError
+		if errors.As(err, &partial) {
+			return failed
+		}
+		if j.path != "" {
+			// What is left of it is found by whoever finishes: nothing to do.
+			_, _ = l.store.Do(ctx, clientv3.OpDelete(j.path))
+		}
+		done += len(part)
+	}
+	return failed
+}
+
+// setFlags changes flags, as many in a transaction as fit. The error may be a
+// NotFoundError together with a PartialError.
+func (l *Ledger) setFlags(ctx context.Context, by By, c *Change, targets []Target, j journal, barrier bool, progress func(done int)) error {
 	var missing []Target
 	var failed error
-	handled := 0
+	before, handled := len(c.Flags), 0
 	for part := range slices.Chunk(targets, maxFlags) {
 		handled += len(part)
-		s := setter{change: &c, barrier: opts.Barrier && handled == len(targets)}
+		s := setter{l: l, by: by, change: c, journal: j, barrier: barrier && handled == len(targets), once: by.Once}
 		absent, err := s.set(ctx, part)
 		missing = append(missing, absent...)
 		if err != nil {
 			failed = errors.Join(failed, err)
-			if action != Revoke || !errors.Is(err, ErrConflict) {
+			if c.Action != Revoke || !errors.Is(err, ErrConflict) {
 				break
 			}
 		}
-		if opts.Progress != nil {
-			opts.Progress(handled, len(targets))
+		if progress != nil {
+			progress(handled)
 		}
 	}
 	if failed != nil && len(targets) > 1 {
-		failed = &PartialError{Done: len(c.Flags), Total: len(targets), Err: failed}
-	}
-	if failed != nil && opts.Barrier && len(c.Flags) > 0 && ctx.Err() == nil {
-		if err := c.ask(ctx, targets[0].Record.Organization); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("no receipt: %w", err))
-		}
+		failed = &PartialError{Done: len(c.Flags) - before, Total: len(targets), Begun: j.path != "", Err: failed}
 	}
 	if len(missing) > 0 {
 		failed = errors.Join(failed, &NotFoundError{missing})
 	}
-	if failed != nil {
-		failed = fmt.Errorf("%v: %w", action, failed)
+	return failed
+}
+
+// preview works out what a change would do.
+func (l *Ledger) preview(ctx context.Context, by By, c *Change, targets []Target) error {
+	var missing []Target
+	writes := map[string]write{}
+	for part := range slices.Chunk(targets, maxFlags) {
+		s := setter{l: l, by: by, change: c}
+		if err := s.read(ctx, part); err != nil {
+			return fmt.Errorf("read: %w", err)
+		}
+		if err := s.plan(part); err != nil {
+			return err
+		}
+		missing = append(missing, s.absent...)
+		c.Flags = append(c.Flags, s.flags...)
+		c.Revision = s.revision
+		for _, f := range s.flags {
+			if f.Changed {
+				writes[f.Path] = write{path: f.Path, value: c.Action.word(f.Target.Record.Kind)}
+			}
+		}
 	}
-	return c, failed
+	stops, err := l.stops(ctx, targets[0].Record.Organization, c.Revision, writes, nil)
+	if err != nil {
+		return fmt.Errorf("work out what it would stop: %w", err)
+	}
+	c.Stops = stops
+	if len(missing) > 0 {
+		return &NotFoundError{missing}
+	}
+	return nil
 }
 
 // Barrier asks all replicas for an acknowledgement of everything up to now, and
@@ -352,8 +456,15 @@ func distinct(targets []Target) ([]Target, error) {
 
 // setter changes the flags of one transaction.
 type setter struct {
+	l       *Ledger
+	by      By
 	change  *Change
+	journal journal
 	barrier bool
+	once    *Once
+	record  audit.Record // of this transaction
+
+	revision int64 // of the first read
 
 	view   view
 	absent []Target
@@ -367,6 +478,11 @@ type setter struct {
 func (s *setter) set(ctx context.Context, targets []Target) ([]Target, error) {
 	budget, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
+	object := ""
+	if len(targets) == 1 {
+		object = targets[0].Path(s.change.space)
+	}
+	s.record = s.l.record(s.by, targets[0].Record.Organization, s.change.Action.String(), object)
 	err := s.attempt(budget, targets)
 	switch {
 	case err == nil:
@@ -375,7 +491,7 @@ func (s *setter) set(ctx context.Context, targets []Target) ([]Target, error) {
 	case s.barrier && errors.Is(err, rpctypes.ErrPermissionDenied):
 		return nil, s.denied(budget, err)
 	case errors.Is(err, rpctypes.ErrNoSpace):
-		return nil, fmt.Errorf("%w: etcd takes no more writes until it is compacted and defragmented and its alarm is disarmed (etcdctl compact, defrag, alarm disarm)", err)
+		return nil, noSpace(err)
 	}
 	if err == nil {
 		s.change.Flags = append(s.change.Flags, s.flags...)
@@ -399,6 +515,13 @@ func (s *setter) attempt(ctx context.Context, targets []Target) error {
 	for range maxAttempts {
 		if err := s.read(ctx, targets); err != nil {
 			return fmt.Errorf("read: %w", err)
+		}
+		if s.once != nil {
+			if e, there := s.view[s.oncePath()]; there && !s.lost {
+				_, err := s.once.replay(e.value)
+				s.change.Replayed, s.change.Revision = err == nil, e.rev
+				return err
+			}
 		}
 		if err := s.plan(targets); err != nil {
 			return err
@@ -425,7 +548,15 @@ func (s *setter) attempt(ctx context.Context, targets []Target) error {
 		case resp.Succeeded:
 			s.change.took(resp, s.barrier)
 			s.change.ByDeletion = s.change.ByDeletion || s.deleted()
+			if s.change.NoSpace {
+				s.record.Revision, s.record.Note = resp.Header.Revision, "etcd had no space left: done by deletion, and recorded later"
+				s.l.keep(s.record)
+			}
 			return nil
+		case s.by.IfMatch != 0:
+			if err := s.matches(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	return fmt.Errorf("%w: given up after %d attempts", ErrConflict, maxAttempts)
@@ -440,9 +571,15 @@ func (s *setter) read(ctx context.Context, targets []Target) error {
 	for _, t := range targets {
 		ops = append(ops, clientv3.OpGet(t.Path(space)))
 	}
-	if err := s.view.read(ctx, s.change.store, ops); err != nil {
+	ops = append(ops, clientv3.OpGet(s.auditPath()))
+	if s.once != nil {
+		ops = append(ops, clientv3.OpGet(s.oncePath()))
+	}
+	rev, err := s.view.readAt(ctx, s.change.store, ops)
+	if err != nil {
 		return err
 	}
+	s.revision = rev
 	asked := map[string]bool{}
 	ops = ops[:0]
 	ask := func(path string) {
@@ -481,6 +618,10 @@ func (s *setter) plan(targets []Target) error {
 		path := t.Path(s.change.space)
 		now, there := s.view[path]
 		if !there {
+			if s.journal.late { // deleted since the intent, for all that can be known
+				s.absent = append(s.absent, t)
+				continue
+			}
 			guard := s.belongs(t)
 			if guard == "" {
 				s.absent = append(s.absent, t)
@@ -505,8 +646,8 @@ func (s *setter) plan(targets []Target) error {
 
 // done tells whether the flag is as it should be.
 func (s *setter) done(t Target, now entry, there bool) bool {
-	if s.change.NoSpace && !there {
-		return true
+	if s.change.NoSpace && !there || s.journal.rev != 0 && now.rev > s.journal.rev {
+		return true // of the second: by this change, or by others after it
 	}
 	return there && now.value == s.change.Action.word(t.Record.Kind)
 }
@@ -566,6 +707,28 @@ func (s *setter) commit(ctx context.Context) (*clientv3.TxnResponse, error) {
 	for path := range s.guards {
 		conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(path), "=", s.view[path].rev))
 	}
+	// The record tells of a transaction whose answer was lost that it took place:
+	// it is written once.
+	if _, there := s.view[s.auditPath()]; !there && !s.change.NoSpace {
+		s.describe()
+		conditions = append(conditions, clientv3.Compare(clientv3.CreateRevision(s.auditPath()), "=", 0))
+		ops = append(ops, clientv3.OpPut(s.auditPath(), s.record.Value()))
+		if s.once != nil {
+			op, err := s.l.keepOnce(ctx, s.once, s.organization(), s.by.Actor, nil)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", errNotSent, err)
+			}
+			conditions = append(conditions, clientv3.Compare(clientv3.CreateRevision(s.oncePath()), "=", 0))
+			ops = append(ops, op)
+		}
+	} else if s.change.NoSpace {
+		s.describe()
+	}
+	if s.by.IfMatch != 0 {
+		for folder := range s.folders() {
+			conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(folder), "<", s.by.IfMatch+1).WithPrefix())
+		}
+	}
 	switch {
 	case s.barrier && s.change.NoSpace:
 		ops = append(ops, listReplicas(s.change.space))
@@ -575,21 +738,64 @@ func (s *setter) commit(ctx context.Context) (*clientv3.TxnResponse, error) {
 		// Without an operation a member compares with what it has itself, however old.
 		ops = append(ops, clientv3.OpGet(s.flags[0].Path, clientv3.WithCountOnly()))
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("%w: %w", errNotSent, err)
-	}
-	deadline, _ := ctx.Deadline() // attempt's ctx has one
-	sent, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
-	defer cancel()
-	return s.change.store.Txn(sent).If(conditions...).Then(ops...).Commit()
+	return send(ctx, s.change.store, conditions, ops)
 }
 
-func (s *setter) organization() authz.Organization {
-	if len(s.flags) > 0 {
-		return s.flags[0].Target.Record.Organization
+// describe lists the flags that change in the audit record.
+func (s *setter) describe() {
+	s.record.Changes = nil
+	for _, f := range s.flags {
+		if !f.Changed {
+			continue
+		}
+		c := audit.Change{Path: f.Path}
+		if now, there := s.view[f.Path]; there {
+			before := audit.Redact(now.value)
+			c.Before = &before
+		}
+		if !s.change.NoSpace {
+			after := s.change.Action.word(f.Target.Record.Kind)
+			c.After = &after
+		}
+		s.record.Changes = append(s.record.Changes, c)
 	}
-	return s.change.Flags[0].Target.Record.Organization
+	s.record.NoOp = len(s.record.Changes) == 0
 }
+
+// folders of the records that the flags belong to.
+func (s *setter) folders() map[string]bool {
+	all := map[string]bool{}
+	for _, f := range s.flags {
+		all[s.change.space.Folder(f.Target.Record)] = true
+	}
+	return all
+}
+
+// matches tells whether the records are still what By.IfMatch says.
+func (s *setter) matches(ctx context.Context) error {
+	for folder := range s.folders() {
+		resp, err := s.change.store.Do(ctx, clientv3.OpGet(folder, clientv3.WithPrefix(), clientv3.WithKeysOnly()))
+		if err != nil {
+			return fmt.Errorf("read: %w", err)
+		}
+		for _, kv := range resp.Get().Kvs {
+			if kv.ModRevision > s.by.IfMatch {
+				return errorf(Precondition, "keygate.if_match", "it is at revision %d, not at %d: read it again", kv.ModRevision, s.by.IfMatch)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *setter) auditPath() string {
+	return s.change.space.Audit(s.record.Organization) + s.record.ID
+}
+
+func (s *setter) oncePath() string {
+	return s.once.path(s.change.space, s.record.Organization, s.by.Actor)
+}
+
+func (s *setter) organization() authz.Organization { return s.record.Organization }
 
 var errNotSent = errors.New("not sent")
 
@@ -597,7 +803,7 @@ var errNotSent = errors.New("not sent")
 // will not. Of any other that is not known: etcd may have it.
 func refused(err error) bool {
 	for _, no := range []error{
-		errNotSent, rpctypes.ErrNoSpace, rpctypes.ErrTooManyOps, rpctypes.ErrDuplicateKey, rpctypes.ErrRequestTooLarge, rpctypes.ErrTooManyRequests,
+		errNotSent, rpctypes.ErrNoSpace, rpctypes.ErrLeaseNotFound, rpctypes.ErrTooManyOps, rpctypes.ErrDuplicateKey, rpctypes.ErrRequestTooLarge, rpctypes.ErrTooManyRequests,
 		rpctypes.ErrPermissionDenied, rpctypes.ErrAuthFailed, rpctypes.ErrUserEmpty, rpctypes.ErrInvalidAuthToken, rpctypes.ErrAuthOldRevision,
 	} {
 		if errors.Is(err, no) {

@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"keygate/audit"
 	"keygate/authz"
 	"keygate/examples/quickstart"
 	"keygate/keygatetest/etcdtest"
@@ -35,7 +36,45 @@ var (
 )
 
 func (s *store) setStatus(action ledger.StatusAction, opts ledger.StatusOptions, targets ...ledger.Target) (ledger.Change, error) {
-	return ledger.SetStatus(s.ctx(), s.kv, s.space, action, targets, opts)
+	return ledger.New(ledger.Config{Store: s.kv, Space: s.space}).SetStatus(s.ctx(), ledger.By{}, action, targets, opts)
+}
+
+// under are the paths below a prefix.
+func (s *store) under(prefix string) (paths []string) {
+	s.t.Helper()
+	resp, err := s.kv.Get(s.ctx(), prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, kv := range resp.Kvs {
+		paths = append(paths, string(kv.Key))
+	}
+	return paths
+}
+
+// records is the dump without the audit trail.
+func (s *store) records() (map[string]string, int64) {
+	all, rev := s.dump()
+	maps.DeleteFunc(all, func(path, _ string) bool { return strings.HasPrefix(path, s.space.Audits()) })
+	return all, rev
+}
+
+// audits are the records of the trail, newest first, each with its revision.
+func (s *store) audits() (all []audit.Record) {
+	s.t.Helper()
+	resp, err := s.kv.Get(s.ctx(), s.space.Audits(), clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, kv := range resp.Kvs {
+		r, err := audit.Parse(kv.Value)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		r.Revision = kv.ModRevision
+		all = append(all, r)
+	}
+	return all
 }
 
 // mustSet sets flags and has a barrier.
@@ -114,16 +153,20 @@ func TestSetStatus(t *testing.T) {
 			s.clear()
 			s.mustLoad(ledger.ImportOptions{}, weather())
 			s.set(tt.before...)
-			before, rev := s.dump()
+			before, rev := s.records()
+			_, mod := s.value(tt.path)
 			c, err := s.setStatus(tt.action, ledger.StatusOptions{}, tt.target)
 			if !errors.Is(err, tt.err) || tt.err == nil && err != nil {
 				t.Fatalf("got error %v, want %v", err, tt.err)
 			}
-			after, now := s.dump()
-			if got, mod := s.value(tt.path); got != tt.want {
+			after, now := s.records()
+			switch got, at := s.value(tt.path); {
+			case got != tt.want:
 				t.Errorf("got %q at %s, want %q", got, tt.path, tt.want)
-			} else if tt.changed && mod != c.Revision {
-				t.Errorf("got revision %d, want that of the flag, %d", c.Revision, mod)
+			case tt.changed && at != c.Revision:
+				t.Errorf("got revision %d, want that of the flag, %d", c.Revision, at)
+			case !tt.changed && at != mod:
+				t.Errorf("got revision %d of the flag after %d: a flag that is right was written again", at, mod)
 			}
 			if tt.err != nil {
 				if now != rev || !strings.Contains(err.Error(), tt.target.String()) {
@@ -135,12 +178,22 @@ func TestSetStatus(t *testing.T) {
 			if diff := cmp.Diff(want, c.Flags); diff != "" {
 				t.Errorf("flags (-want +got):\n%s", diff)
 			}
-			if !tt.changed && now != rev {
-				t.Errorf("got revision %d after %d: a flag that is right was written again", now, rev)
-			}
 			before[tt.path] = tt.want
 			if diff := cmp.Diff(before, after); diff != "" {
 				t.Errorf("more than the flag changed (-want +got):\n%s", diff)
+			}
+			record := s.audits()[0]
+			if record.Action != tt.action.String() || record.Object != tt.path || record.NoOp == tt.changed || record.Revision != c.Revision {
+				t.Errorf("audit: got %+v, want %v of %s at %d, no-op %v", record, tt.action, tt.path, c.Revision, !tt.changed)
+			}
+			if tt.changed {
+				change := audit.Change{Path: tt.path, After: &tt.want}
+				if tt.was != "" {
+					change.Before = &tt.was
+				}
+				if diff := cmp.Diff([]audit.Change{change}, record.Changes); diff != "" {
+					t.Errorf("audit (-want +got):\n%s", diff)
+				}
 			}
 		})
 	}
@@ -202,7 +255,8 @@ func (s *store) manyKeys(n int) (targets []ledger.Target) {
 	return targets
 }
 
-// More flags than a transaction holds take several, and one barrier.
+// More flags than a transaction holds take several, and one barrier, after an
+// intent that is gone in the end.
 func TestManyTargets(t *testing.T) {
 	s := newStore(t)
 	const n = 300
@@ -224,16 +278,24 @@ func TestManyTargets(t *testing.T) {
 			t.Fatalf("%v: got %q, want revoked", target, got)
 		}
 	}
-	if _, at := s.value("/keygate/acme/.barrier"); at != c.Revision || now != c.Revision {
-		t.Errorf("got revision %d, and the barrier at %d: want both at the last, %d", c.Revision, at, now)
+	if _, at := s.value("/keygate/acme/.barrier"); at != c.Revision || now != c.Revision+1 {
+		t.Errorf("got revision %d, and the barrier at %d: want both at the last but one, %d", c.Revision, at, now-1)
 	}
-	if now-before > 5 || c.Changed() != n || len(told) == 0 || told[len(told)-1] != n {
+	if left := s.under(s.space.Intents()); len(left) != 0 {
+		t.Errorf("got intents %q, want none", left)
+	}
+	if now-before > 7 || c.Changed() != n || len(told) == 0 || told[len(told)-1] != n {
 		t.Errorf("got %d transactions, %d changed, told %d", now-before, c.Changed(), told)
 	}
-	// The same again writes the barrier alone.
+	// The same again writes no flag.
 	again := s.mustSet(ledger.Revoke, targets...)
-	if again.Changed() != 0 || len(again.Flags) != n || again.Revision != c.Revision+1 {
-		t.Errorf("got %d changed of %d at revision %d, want 0 of %d at %d", again.Changed(), len(again.Flags), again.Revision, n, c.Revision+1)
+	if again.Changed() != 0 || len(again.Flags) != n {
+		t.Errorf("got %d changed of %d, want 0 of %d", again.Changed(), len(again.Flags), n)
+	}
+	for _, target := range targets {
+		if _, at := s.value(target.Path(s.space)); at > c.Revision {
+			t.Fatalf("%v: written again at revision %d", target, at)
+		}
 	}
 }
 
@@ -283,7 +345,7 @@ func (x *operationsTxn) Then(ops ...clientv3.Op) clientv3.Txn {
 func TestNothingToWrite(t *testing.T) {
 	s := newStore(t).prepared()
 	o := &operations{Client: s.kv}
-	c, err := ledger.SetStatus(s.ctx(), o, s.space, ledger.Approve, []ledger.Target{keyTarget}, ledger.StatusOptions{})
+	c, err := ledger.New(ledger.Config{Store: o, Space: s.space}).SetStatus(s.ctx(), ledger.By{}, ledger.Approve, []ledger.Target{keyTarget}, ledger.StatusOptions{})
 	if err != nil || c.Changed() != 0 || c.Asked() {
 		t.Fatalf("got %+v, %v: want nothing changed, nobody asked", c, err)
 	}
@@ -322,7 +384,7 @@ func TestListDenied(t *testing.T) {
 	writer := user("writer", clientv3.PermissionType(clientv3.PermReadWrite))
 	reader := user("reader", clientv3.PermissionType(clientv3.PermRead))
 	set := func(kv *clientv3.Client, barrier bool, targets ...ledger.Target) (ledger.Change, error) {
-		return ledger.SetStatus(s.ctx(), kv, space, ledger.Revoke, targets, ledger.StatusOptions{Barrier: barrier})
+		return ledger.New(ledger.Config{Store: kv, Space: space}).SetStatus(s.ctx(), ledger.By{}, ledger.Revoke, targets, ledger.StatusOptions{Barrier: barrier})
 	}
 	_, err = set(writer, true, keyTarget)
 	if !errors.Is(err, ledger.ErrListDenied) || !errors.Is(err, rpctypes.ErrPermissionDenied) || !strings.Contains(err.Error(), "the right to read /keygate.replicas/") {
@@ -422,7 +484,7 @@ func TestLostAnswer(t *testing.T) {
 				f.read = func() error { return tt.then }
 				return nil, lost
 			}
-			c, err := ledger.SetStatus(s.ctx(), f, s.space, tt.action, []ledger.Target{appTarget}, ledger.StatusOptions{Barrier: tt.barrier})
+			c, err := ledger.New(ledger.Config{Store: f, Space: s.space}).SetStatus(s.ctx(), ledger.By{}, tt.action, []ledger.Target{appTarget}, ledger.StatusOptions{Barrier: tt.barrier})
 			if !errors.Is(err, tt.err) || tt.err == nil && err != nil {
 				t.Fatalf("got error %v, want %v", err, tt.err)
 			}
@@ -475,7 +537,7 @@ func TestHalfWay(t *testing.T) {
 				}
 				return do()
 			}
-			c, err := ledger.SetStatus(s.ctx(), f, s.space, tt.action, targets, ledger.StatusOptions{Barrier: true})
+			c, err := ledger.New(ledger.Config{Store: f, Space: s.space}).SetStatus(s.ctx(), ledger.By{}, tt.action, targets, ledger.StatusOptions{Barrier: true})
 			var partial *ledger.PartialError
 			if !errors.As(err, &partial) || partial.Done != tt.done || partial.Total != 200 || len(c.Flags) != tt.done {
 				t.Fatalf("got %v and %d flags, want %d of 200 done", err, len(c.Flags), tt.done)
@@ -537,7 +599,7 @@ func TestEtcdAwayDuringChange(t *testing.T) {
 				return do()
 			}
 			began := time.Now()
-			c, err := ledger.SetStatus(s.ctx(), f, s.space, ledger.Revoke, []ledger.Target{keyTarget}, ledger.StatusOptions{Barrier: true})
+			c, err := ledger.New(ledger.Config{Store: f, Space: s.space}).SetStatus(s.ctx(), ledger.By{}, ledger.Revoke, []ledger.Target{keyTarget}, ledger.StatusOptions{Barrier: true})
 			if !back {
 				if !errors.Is(err, ledger.ErrOutcomeUnknown) || time.Since(began) > 15*time.Second {
 					t.Errorf("got %v after %v, want an unknown outcome soon", err, time.Since(began))
@@ -584,7 +646,7 @@ func TestChangedBetween(t *testing.T) {
 				}
 				return do()
 			}
-			c, err := ledger.SetStatus(s.ctx(), f, s.space, tt.action, []ledger.Target{tt.target}, ledger.StatusOptions{})
+			c, err := ledger.New(ledger.Config{Store: f, Space: s.space}).SetStatus(s.ctx(), ledger.By{}, tt.action, []ledger.Target{tt.target}, ledger.StatusOptions{})
 			if !errors.Is(err, tt.err) || tt.err == nil && err != nil {
 				t.Fatalf("got error %v, want %v", err, tt.err)
 			}
@@ -609,7 +671,7 @@ func TestHangUp(t *testing.T) {
 		cancel()
 		return do()
 	}
-	c, err := ledger.SetStatus(ctx, f, s.space, ledger.Revoke, targets, ledger.StatusOptions{Barrier: true})
+	c, err := ledger.New(ledger.Config{Store: f, Space: s.space}).SetStatus(ctx, ledger.By{}, ledger.Revoke, targets, ledger.StatusOptions{Barrier: true})
 	var partial *ledger.PartialError
 	if !errors.As(err, &partial) || partial.Done != 63 || !errors.Is(err, context.Canceled) || errors.Is(err, ledger.ErrOutcomeUnknown) {
 		t.Errorf("got %v, want 63 of 100 done", err)
@@ -631,7 +693,7 @@ func TestConcurrent(t *testing.T) {
 		wg.Go(func() {
 			for range 10 {
 				action := ledger.StatusAction(i % 2)
-				c, err := ledger.SetStatus(t.Context(), s.kv, s.space, action, []ledger.Target{keyTarget, productTarget}, ledger.StatusOptions{})
+				c, err := ledger.New(ledger.Config{Store: s.kv, Space: s.space}).SetStatus(t.Context(), ledger.By{}, action, []ledger.Target{keyTarget, productTarget}, ledger.StatusOptions{})
 				if errors.Is(err, ledger.ErrConflict) {
 					continue
 				}

@@ -23,12 +23,14 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"keygate/apigee"
+	"keygate/audit"
 	"keygate/authz"
 	"keygate/config"
 	"keygate/envoy"
 	"keygate/envoy/proxy"
 	apps "keygate/examples/quickstart"
 	"keygate/ledger"
+	"keygate/seal"
 	"keygate/server"
 	"keygate/statestore"
 	"keygate/statestore/keyspace"
@@ -61,6 +63,11 @@ type Config struct {
 	// Listen is where Envoy takes requests: an IP address and a port, 0 for one
 	// that is free. Errors call it --listen.
 	Listen string
+	// Manage also serves the management API.
+	Manage bool
+	// Seal, which may be nil, returns what keeps the sample's consumer keys, so
+	// that the API can show them. It is called when nothing is known to be missing.
+	Seal func() (*seal.Keyring, error)
 	// Logger gets what the parts log; nil discards.
 	Logger *slog.Logger
 }
@@ -69,6 +76,7 @@ type Config struct {
 // for concurrent use.
 type World struct {
 	settings *config.Config
+	seal     *seal.Keyring
 	server   *server.Server
 	proxy    *proxy.Proxy
 	client   *clientv3.Client
@@ -125,8 +133,14 @@ func run(ctx context.Context, fail func(error), cfg Config, use func(context.Con
 		return err
 	}
 	w := &World{settings: cfg.Settings}
+	if cfg.Seal != nil {
+		if w.seal, err = cfg.Seal(); err != nil {
+			return err
+		}
+	}
 	w.server, err = cfg.NewServer(server.Config{
-		Drain: -1, // Envoy, the only client, stops before it
+		Drain:  -1, // Envoy, the only client, stops before it
+		Manage: cfg.Manage,
 		OnDecision: func(d authz.Decision, took time.Duration) {
 			if o := w.observer.Load(); o != nil && o.OnDecision != nil {
 				o.OnDecision(d, took)
@@ -288,14 +302,19 @@ func (w *World) importApps(ctx context.Context) error {
 		return fmt.Errorf("organization %q in %s holds apps that are not the quickstart's, whose keys are public: choose another --data-dir", org, w.settings.DataDir)
 	}
 
-	importer := ledger.NewImporter(ledger.ImporterConfig{KV: w.client, Space: space, Organization: org})
+	importer := ledger.NewImporter(ledger.ImporterConfig{
+		KV: w.client, Space: space, Organization: org, Seal: w.seal,
+		Actor: audit.Actor{Kind: audit.ActorKeygate, Name: "quickstart"},
+	})
 	w.imported.Names = map[authz.AppID]string{}
-	for _, name := range apps.Files() {
+	for _, name := range append([]string{apps.CatalogFile}, apps.Files()...) {
 		var refused error
 		in := apigee.NewReader(apigee.ReaderConfig{Name: name}, bytes.NewReader(apps.Read(name)))
 		err := importer.Import(ctx, in, func(o ledger.Outcome) {
 			w.imported.Report.Add(o)
-			w.imported.Names[o.App] = o.Name
+			if o.App != "" {
+				w.imported.Names[o.App] = o.Name
+			}
 			for _, item := range o.Items {
 				switch {
 				case item.Action == ledger.Refused:
@@ -326,6 +345,9 @@ func (w *World) AuthzAddr() string { return w.server.AuthzAddr() }
 
 // HealthAddr is where health and metrics are served.
 func (w *World) HealthAddr() string { return w.server.HealthAddr() }
+
+// ManagementAddr is where the management API is served; empty if it is not.
+func (w *World) ManagementAddr() string { return w.server.ManagementAddr() }
 
 // Imported tells what the import of the apps came to. The caller does not
 // change it.

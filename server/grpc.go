@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 
-	"keygate/config"
 	"keygate/envoy"
 )
 
@@ -23,8 +22,8 @@ import (
 // grpcurl; it tells the protocol, which is public).
 func (s *Server) newGRPC(service *envoy.Service) (*grpc.Server, error) {
 	options := envoy.ServerOptions(s.log)
-	if s.cfg.Settings.AuthzTLSCert != "" {
-		t, err := serverTLS(s.cfg.Settings)
+	if set := s.cfg.Settings; set.AuthzTLSCert != "" {
+		t, err := serverTLS("authz", set.AuthzTLSCert, set.AuthzTLSKey, set.AuthzClientCA)
 		if err != nil {
 			return nil, err
 		}
@@ -37,11 +36,12 @@ func (s *Server) newGRPC(service *envoy.Service) (*grpc.Server, error) {
 	return g, nil
 }
 
-func serverTLS(set *config.Config) (*tls.Config, error) {
+// serverTLS returns the TLS of a listener whose settings begin with a name.
+func serverTLS(name, cert, key, clientCA string) (*tls.Config, error) {
 	load := func() (*tls.Certificate, error) {
-		pair, err := tls.LoadX509KeyPair(set.AuthzTLSCert, set.AuthzTLSKey)
+		pair, err := tls.LoadX509KeyPair(cert, key)
 		if err != nil {
-			return nil, fmt.Errorf("--authz-tls-cert, --authz-tls-key: %w", err)
+			return nil, fmt.Errorf("--%s-tls-cert, --%[1]s-tls-key: %w", name, err)
 		}
 		return &pair, nil
 	}
@@ -50,18 +50,18 @@ func serverTLS(set *config.Config) (*tls.Config, error) {
 	}
 	t := &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		// Read again for each connection, which Envoy keeps for minutes: a renewed
-		// certificate needs no restart.
+		// Read again for each connection, of which a client keeps one for minutes: a
+		// renewed certificate needs no restart.
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return load() },
 	}
-	if set.AuthzClientCA != "" {
-		pem, err := os.ReadFile(set.AuthzClientCA)
+	if clientCA != "" {
+		pem, err := os.ReadFile(clientCA)
 		if err != nil {
-			return nil, fmt.Errorf("--authz-client-ca: %w", err)
+			return nil, fmt.Errorf("--%s-client-ca: %w", name, err)
 		}
 		t.ClientCAs = x509.NewCertPool()
 		if !t.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("--authz-client-ca: %s holds no PEM certificate", set.AuthzClientCA)
+			return nil, fmt.Errorf("--%s-client-ca: %s holds no PEM certificate", name, clientCA)
 		}
 		t.ClientAuth = tls.RequireAndVerifyClientCert
 	}

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"keygate/audit"
 	"keygate/authz"
 	"keygate/statestore"
 )
@@ -147,5 +148,40 @@ func (c storeCollector) Collect(ch chan<- prometheus.Metric) {
 	s := c.store.Status()
 	for _, f := range figures {
 		ch <- prometheus.MustNewConstMetric(f.desc, f.kind, f.value(s))
+	}
+}
+
+// chainCollector tells how far the audit chain is.
+type chainCollector struct{ follower *audit.Follower }
+
+var chainFigures = []struct {
+	desc  *prometheus.Desc
+	value func(audit.Status) float64
+}{
+	{prometheus.NewDesc("keygate_audit_chain_revision", "Newest revision that the audit chain covers, as far as this server knows.", nil, nil),
+		func(s audit.Status) float64 { return float64(s.Head) }},
+	{prometheus.NewDesc("keygate_audit_chain_lag_revisions", "Revisions that wait for a link of the audit chain.", nil, nil),
+		func(s audit.Status) float64 { return float64(s.Lag) }},
+	{prometheus.NewDesc("keygate_audit_chain_leader", "1 while this server writes the audit chain.", nil, nil),
+		func(s audit.Status) float64 {
+			if s.Leader {
+				return 1
+			}
+			return 0
+		}},
+}
+
+// Describe implements prometheus.Collector.
+func (c chainCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, f := range chainFigures {
+		ch <- f.desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c chainCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c.follower.Status()
+	for _, f := range chainFigures {
+		ch <- prometheus.MustNewConstMetric(f.desc, prometheus.GaugeValue, f.value(s))
 	}
 }

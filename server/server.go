@@ -1,6 +1,6 @@
 // Package server puts keygate together: the etcd child, the store, the
-// ext_authz listener, health and metrics, started and stopped in an order that
-// never answers more than is known.
+// ext_authz listener, health and metrics, the management, started and stopped in
+// an order that never answers more than is known.
 package server
 
 import (
@@ -23,6 +23,7 @@ import (
 	"keygate/authz"
 	"keygate/config"
 	"keygate/envoy"
+	"keygate/seal"
 	"keygate/statestore"
 	"keygate/statestore/embedded"
 )
@@ -45,6 +46,11 @@ type Config struct {
 	Etcd statestore.EtcdConfig
 	// Child is the embedded etcd, which Run runs; nil for an external cluster.
 	Child *embedded.Child
+	// Manage also serves the management API, unless the settings turn it off, and
+	// keeps the audit trail. Without it the server is the data plane alone.
+	Manage bool
+	// Seal keeps consumer keys and secrets that the API creates; nil does not.
+	Seal *seal.Keyring
 	// Version that /version and /status tell.
 	Version string
 	// Drain is how long the server goes on answering after it has said that it
@@ -72,6 +78,7 @@ type Server struct {
 	metrics *metrics
 	clock   *wallClock // looked at by followStore alone
 	events  *eventLog
+	manager *manager // nil: the data plane alone
 
 	authzListener, healthListener net.Listener
 	grpc                          *grpc.Server
@@ -137,6 +144,12 @@ func New(cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.http = s.newHTTP()
+	if cfg.Manage {
+		if s.manager, err = newManager(cfg); err != nil {
+			return nil, err
+		}
+		s.metrics.registry.MustRegister(chainCollector{s.manager.follower})
+	}
 	return s, nil
 }
 
@@ -145,6 +158,15 @@ func (s *Server) Store() *statestore.Store { return s.store }
 
 // AuthzAddr is where ext_authz is served, in the form of --authz-listen.
 func (s *Server) AuthzAddr() string { return address(s.authzListener) }
+
+// ManagementAddr is where the management API is served, likewise; empty if it
+// is not.
+func (s *Server) ManagementAddr() string {
+	if s.manager == nil || s.manager.listener == nil {
+		return ""
+	}
+	return address(s.manager.listener)
+}
 
 // HealthAddr is where health and metrics are served, likewise.
 func (s *Server) HealthAddr() string { return address(s.healthListener) }
@@ -166,6 +188,9 @@ func (s *Server) Close() {
 	if s.backend != nil {
 		_ = s.backend.Close()
 	}
+	if s.manager != nil {
+		s.manager.close()
+	}
 }
 
 // Run serves until ctx ends or a part fails for good, and returns when all has
@@ -184,7 +209,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if plain := inPlainText(s.cfg.Etcd); len(plain) > 0 {
 		s.log.Warn("etcd is reached without TLS: whoever stands in between can open any key; use https://", "endpoints", plain)
 	}
-	failed := make(chan error, 5)
+	failed := make(chan error, 8) // one for each part
 	// start runs a part on a context of its own and returns how to stop it.
 	start := func(what string, run func(context.Context) error) (stop func()) {
 		part, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -209,16 +234,16 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cfg.Child != nil {
 		defer start("embedded etcd", s.cfg.Child.Run)()
 	}
-	stopStore := start("store", func(ctx context.Context) error {
-		if s.cfg.Child != nil {
-			select {
-			case <-s.cfg.Child.Ready(): // a client that was refused waits a second before it tries again
-			case <-ctx.Done():
-			}
-		}
-		return s.store.Run(ctx)
-	})
+	stopStore := start("store", s.afterChild(s.store.Run))
 	defer stopStore()
+	if m := s.manager; m != nil {
+		defer start("audit trail", s.afterChild(m.follower.Run))()
+		defer start("housekeeping", s.afterChild(m.tidy))()
+		if m.listener != nil {
+			s.log.Info("the management API is served", "address", s.ManagementAddr())
+			defer start("management listener", m.serve)()
+		}
+	}
 	stopHealth := start("freshness", s.followStore)
 	stopGRPC := start("authz listener", func(ctx context.Context) error {
 		stopped := make(chan struct{})
@@ -248,6 +273,20 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	stopGRPC()
 	return err
+}
+
+// afterChild delays a part until the embedded etcd is ready: a client that was
+// refused waits a second before it tries again.
+func (s *Server) afterChild(run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if s.cfg.Child != nil {
+			select {
+			case <-s.cfg.Child.Ready():
+			case <-ctx.Done():
+			}
+		}
+		return run(ctx)
+	}
 }
 
 // inPlainText returns the endpoints that are reached without TLS over what may

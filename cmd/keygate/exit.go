@@ -13,6 +13,7 @@ import (
 
 	"keygate/authz"
 	"keygate/config"
+	"keygate/ledger"
 )
 
 // The statuses that keygate exits with. They are a public interface.
@@ -52,15 +53,24 @@ func exitWith(code int, err error) error { return &exitError{code: code, err: er
 // configError is for what config says of its settings.
 func configError(err error) error { return &exitError{code: exitUsage, err: err, placed: true} }
 
+// ledgerExits are the statuses for what the ledger refuses.
+var ledgerExits = map[ledger.ErrorKind]int{
+	ledger.Invalid: exitUsage, ledger.NotFound: exitNotFound, ledger.Exists: exitConflict, ledger.Conflict: exitConflict,
+	ledger.Precondition: exitConflict, ledger.Mismatch: exitConflict, ledger.Limit: exitUsage, ledger.TooLarge: exitUsage,
+}
+
 // exitCode finds the status for any error: the one it was given, else what the
 // error itself says of etcd.
 func exitCode(err error) int {
 	var coded *exitError
+	var refused *ledger.Error
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &coded):
 		return coded.code
+	case errors.As(err, &refused):
+		return ledgerExits[refused.Kind]
 	case errors.Is(err, authz.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		return exitUnreachable
 	case errors.Is(err, rpctypes.ErrAuthFailed), errors.Is(err, rpctypes.ErrUserEmpty): // InvalidArgument, says etcd

@@ -3,10 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/schollz/progressbar/v3"
@@ -20,20 +24,27 @@ import (
 
 func newImportCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "import FILE... | -",
-		Short: "Import developer apps from Apigee's JSON",
-		Long: `Import developer apps, with their credentials, from the JSON of Apigee's "get
-developer app": one object, a list of them or one a line. - is standard input.
+		Use:   "import FILE... | FOLDER | -",
+		Short: "Import an Apigee organization from its JSON",
+		Long: `Import an Apigee organization, or a part of it: developers, developer apps with
+their credentials, API products. A file has the JSON that Apigee answers with:
+one of them or several, a list or one a line; {"developer": [...]}, {"app":
+[...]} or {"apiProduct": [...]} of a list call with expand=true; or one document
+with all of it. All pages of a list are given together. A folder is one that
+"apigeecli organizations export" has filled. - is standard input.
 
 An import opens nothing that the store keeps closed: a status that is there
 stays, and is reported as kept, unless --overwrite-status says otherwise. The
-same import again changes nothing. A consumer key is stored as its SHA-256, its
-secret not at all. A broken record refuses itself, not the rest; the exit code
-is then 1.
+same import again changes nothing. A broken record refuses itself, not the rest;
+the exit code is then 1.
+
+A consumer key is named by its SHA-256. With a sealing key it is kept, sealed,
+and so is its secret; without one neither is.
 
 It writes to the etcd of --etcd-endpoints or --data-dir. If no process serves
 the data directory, the command does for as long as it runs.`,
 		Example: `  keygate import --org acme weather-app.json
+  keygate import --org acme --reason migration export/
   keygate import -o json - < apps.jsonl`,
 		GroupID: groupUse,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -54,28 +65,25 @@ the data directory, the command does for as long as it runs.`,
 	}
 	output := outputFlag(cmd, "table", "json")
 	overwrite := cmd.Flags().Bool("overwrite-status", false, "write statuses and expiries over those in the store, also where that opens")
+	reason := cmd.Flags().String("reason", "", "`text` for the audit: why")
+	ticket := cmd.Flags().String("ticket", "", "`id` for the audit: of the ticket that asks for it")
 	allowWeak := cmd.Flags().Bool("allow-weak-keys", false, fmt.Sprintf("take consumer keys under %d characters", catalog.MinKeyLength))
-	flags := config.Register(cmd.Flags(), config.Org, config.External, config.Embedded, config.Keys)
-	cmd.RunE = func(cmd *cobra.Command, files []string) error {
+	flags := config.Register(cmd.Flags(), config.Org, config.External, config.Embedded, config.Keys, config.Sealing)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		cfg, err := a.loadFor(flags)
 		if err != nil {
 			return err
 		}
-		total, err := inputSize(files)
+		files, total, err := inputs(args)
 		if err != nil {
 			return exitWith(exitUsage, err)
 		}
 		ctx := cmd.Context()
-		etcd, release, err := a.reachEtcd(ctx, cfg, createAbsent, a.toolLogger(cfg))
+		store, err := a.openStore(ctx, cfg, createAbsent, withSealing)
 		if err != nil {
 			return err
 		}
-		defer release()
-		client, err := dial(ctx, cfg, etcd)
-		if err != nil {
-			return err
-		}
-		defer client.Close()
+		defer store.close()
 
 		isTTY := isTerminal(a.stderr)
 		bar := progressbar.NewOptions64(total,
@@ -88,12 +96,20 @@ the data directory, the command does for as long as it runs.`,
 			}
 		}}
 		importer := ledger.NewImporter(ledger.ImporterConfig{
-			KV: client, Space: cfg.Space, Organization: cfg.Organization,
+			KV: store.etcd, Space: cfg.Space, Organization: cfg.Organization, Seal: store.keys,
 			Options: ledger.ImportOptions{Overwrite: *overwrite},
+			Actor:   localActor(), Reason: *reason, Ticket: *ticket,
 		})
+		var pages apigee.Pages
+		reader := apigee.ReaderConfig{AllowWeakKeys: *allowWeak, Pages: &pages}
 		for _, file := range files {
-			if err = a.importFile(ctx, importer, file, *allowWeak, bar, report.add); err != nil {
+			if err = a.importFile(ctx, importer, file, reader, bar, report.add); err != nil {
 				break
+			}
+		}
+		if err == nil {
+			for _, m := range pages.Missing() {
+				err = errors.Join(err, report.add(ledger.Outcome{Place: m.Place, Items: []ledger.Item{{Action: ledger.Refused, Reason: m.Reason}}}))
 			}
 		}
 		_ = bar.Finish()
@@ -105,34 +121,59 @@ the data directory, the command does for as long as it runs.`,
 	return cmd
 }
 
-// inputSize sums up the sizes of files, -1 if one is not known. Each of them
-// is there.
-func inputSize(files []string) (total int64, err error) {
-	for _, file := range files {
-		if file == "-" {
-			total = -1
+// exported are the files of an organization in the folder that "apigeecli
+// organizations export" fills, of which this is what keygate holds. Developers
+// come first: no app has to bring its own.
+var exported = []string{"developers.json", "products.json", "apps.json"}
+
+// inputs are the files that are named, or stand in a folder that is, and the sum
+// of their sizes, -1 if one is not known. Each of them is there.
+func inputs(args []string) (files []string, total int64, err error) {
+	for _, arg := range args {
+		if arg == "-" {
+			files, total = append(files, arg), -1
 			continue
 		}
-		info, err := os.Stat(file)
-		switch {
-		case err != nil:
-			return 0, err
-		case info.IsDir():
-			return 0, fmt.Errorf("%s is a folder", file)
-		case !info.Mode().IsRegular():
-			total = -1
-		case total >= 0:
-			total += info.Size()
+		info, err := os.Stat(arg)
+		if err != nil {
+			return nil, 0, err
+		}
+		if !info.IsDir() {
+			files, total = append(files, arg), addSize(total, info)
+			continue
+		}
+		found := false
+		for _, name := range exported {
+			file := filepath.Join(arg, name)
+			switch info, err := os.Stat(file); {
+			case errors.Is(err, fs.ErrNotExist):
+			case err != nil:
+				return nil, 0, err
+			default:
+				found = true
+				files, total = append(files, file), addSize(total, info)
+			}
+		}
+		if !found {
+			return nil, 0, fmt.Errorf("the folder %s has none of %s: give the files by name", arg, strings.Join(exported, ", "))
 		}
 	}
-	return total, nil
+	return files, total, nil
+}
+
+// addSize adds the size of a file, if both are known.
+func addSize(total int64, info fs.FileInfo) int64 {
+	if total < 0 || !info.Mode().IsRegular() {
+		return -1
+	}
+	return total + info.Size()
 }
 
 // importFile imports one file; - is standard input. Outcomes come in the order
 // of the file.
-func (a *app) importFile(ctx context.Context, importer *ledger.Importer, file string, allowWeak bool, bar io.Writer, report func(ledger.Outcome) error) error {
+func (a *app) importFile(ctx context.Context, importer *ledger.Importer, file string, cfg apigee.ReaderConfig, bar io.Writer, report func(ledger.Outcome) error) error {
 	var input io.Reader
-	name := "stdin"
+	cfg.Name = "stdin"
 	if file == "-" {
 		input = a.input(ctx)
 	} else {
@@ -141,12 +182,12 @@ func (a *app) importFile(ctx context.Context, importer *ledger.Importer, file st
 			return err
 		}
 		defer f.Close()
-		input, name = f, file
+		input, cfg.Name = f, file
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	ordered := &inOrder{
-		in: apigee.NewReader(apigee.ReaderConfig{Name: name, AllowWeakKeys: allowWeak}, io.TeeReader(input, bar)),
+		in: apigee.NewReader(cfg, io.TeeReader(input, bar)),
 		report: func(o ledger.Outcome) {
 			if err := report(o); err != nil {
 				cancel(fmt.Errorf("report: %w", err)) // nobody reads it
@@ -156,7 +197,7 @@ func (a *app) importFile(ctx context.Context, importer *ledger.Importer, file st
 	err := importer.Import(ctx, ordered, ordered.add)
 	ordered.flush()
 	if err != nil {
-		return fmt.Errorf("import %s: %w", name, err)
+		return fmt.Errorf("import %s: %w", cfg.Name, err)
 	}
 	return nil
 }
@@ -299,7 +340,11 @@ func (r *importReport) finish() error {
 		for _, k := range r.kinds() {
 			rows = append(rows, []string{k.name, strconv.Itoa(k.Created), strconv.Itoa(k.Changed), strconv.Itoa(k.Unchanged)})
 		}
-		rows = append(rows, []string{fmt.Sprintf("%d kept as stored, %d refused", r.sum.Kept, r.sum.Refused)})
+		last := fmt.Sprintf("%d kept as stored, %d refused", r.sum.Kept, r.sum.Refused)
+		if !r.sum.Written {
+			last += "; nothing had to be written"
+		}
+		rows = append(rows, []string{last})
 		err = printTable(r.w, rows...)
 	}
 	if err == nil && r.sum.Refused > 0 {
@@ -320,7 +365,7 @@ func (r *importReport) kinds() (sums []kindSum) {
 	for _, k := range []struct {
 		name  string
 		count ledger.Count
-	}{{"apps", r.sum.Apps}, {"credentials", r.sum.Credentials}, {"developers", r.sum.Developers}} {
+	}{{"apps", r.sum.Apps}, {"credentials", r.sum.Credentials}, {"developers", r.sum.Developers}, {"products", r.sum.Products}} {
 		sums = append(sums, kindSum{k.name, k.count[ledger.Created], k.count[ledger.Changed], k.count[ledger.Unchanged]})
 	}
 	return sums
@@ -337,9 +382,11 @@ func (r *importReport) finishJSON() error {
 		Apps        kindSum `json:"apps"`
 		Credentials kindSum `json:"credentials"`
 		Developers  kindSum `json:"developers"`
+		Products    kindSum `json:"products"`
 		Kept        int     `json:"kept"`
 		Refused     int     `json:"refused"`
-	}{k[0], k[1], k[2], r.sum.Kept, r.sum.Refused})
+		Written     bool    `json:"written"`
+	}{k[0], k[1], k[2], k[3], r.sum.Kept, r.sum.Refused, r.sum.Written})
 	if err != nil {
 		return err
 	}

@@ -43,8 +43,9 @@ var update = flag.Bool("update", false, "rewrite the expected output in testdata
 
 // Each story in testdata/script runs the binary as its users do. Commands
 // are added: "exits N prog args…" wants a certain status, "waitsocket FILE"
-// waits until somebody listens there, "waitready FILE" until the keygate whose
-// health socket it is answers checks; and a program: kv, a small etcdctl.
+// waits until somebody listens there, "waitfile FILE" until it is there,
+// "waitready FILE" until the keygate whose health socket it is answers checks;
+// and a program: kv, a small etcdctl.
 func TestScripts(t *testing.T) {
 	// A unix socket's path has at most 107 bytes; the default folder is deep.
 	root, err := os.MkdirTemp("/tmp", "kg")
@@ -62,6 +63,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("ENVOY", proxytest.Binary(t))
 			e.Setenv("WEATHER_KEY", quickstart.WeatherKey)
 			e.Setenv("WEATHER_ID", quickstart.KeyID(quickstart.WeatherKey).String())
+			e.Setenv("OWN_ID", quickstart.KeyID("my-own-consumer-key-0001").String())
 			for _, name := range quickstart.Files() {
 				if err := os.WriteFile(filepath.Join(e.WorkDir, name), quickstart.Read(name), 0o600); err != nil {
 					return err
@@ -73,6 +75,7 @@ func TestScripts(t *testing.T) {
 			"exits":      exits,
 			"waitsocket": waitSocket,
 			"waitready":  waitReady,
+			"waitfile":   waitFile,
 		},
 	})
 }
@@ -111,6 +114,21 @@ func waitSocket(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("nobody listens: %v", err)
 		}
 		time.Sleep(10 * time.Millisecond) // between two looks at the condition
+	}
+}
+
+func waitFile(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: waitfile file")
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) { // between two looks
+		_, err := os.Stat(ts.MkAbs(args[0]))
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("not there: %v", err)
+		}
 	}
 }
 
@@ -262,7 +280,8 @@ func TestEverySettingHasAFlag(t *testing.T) {
 	}
 	for _, name := range strings.Fields(`config etcd-endpoints etcd-cacert etcd-cert etcd-key etcd-user etcd-password-file etcd-quota prefix org data-dir
 		authz-listen authz-tls-cert authz-tls-key authz-client-ca authz-insecure health-listen key-header key-query denial-body log-decisions
-		staleness-budget log-format log-level`) {
+		staleness-budget log-format log-level management-listen management-tls-cert management-tls-key management-insecure management-hosts
+		sealing-key-file server server-cacert token-file insecure`) {
 		if cmd.Flags().Lookup(name) == nil {
 			t.Errorf("no flag --%s", name)
 		}
@@ -301,7 +320,7 @@ func TestCommands(t *testing.T) {
 		got = append(got, c.Name())
 	}
 	slices.Sort(got)
-	for _, name := range []string{"config", "etcd", "import", "key-id", "version"} {
+	for _, name := range strings.Fields("get describe create delete import revoke approve token audit sealing-key check config etcd key-id version") {
 		if !slices.Contains(got, name) {
 			t.Errorf("no command %q among %q", name, got)
 		}

@@ -19,6 +19,7 @@ import (
 	apps "keygate/examples/quickstart"
 	"keygate/ledger"
 	"keygate/quickstart"
+	"keygate/seal"
 	"keygate/server"
 	"keygate/statestore/keyspace"
 )
@@ -43,7 +44,7 @@ Envoy is --envoy, else $ENVOY, else the one on PATH.`,
 		Args:    noArguments,
 	}
 	envoy, listen := envoyFlags(cmd, "127.0.0.1:10000")
-	flags := config.Register(cmd.Flags(), config.Embedded, config.Keys, config.Org, config.Authz, config.Health)
+	flags := config.Register(cmd.Flags(), config.Embedded, config.Keys, config.Org, config.Authz, config.Management, config.Sealing, config.Health)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := a.loadFor(flags)
 		if err != nil {
@@ -58,7 +59,10 @@ Envoy is --envoy, else $ENVOY, else the one on PATH.`,
 		case cfg.AuthzTLSCert != "":
 			return usageError(cmd, "%s: quickstart's Envoy speaks to keygate in plain text", cfg.Source("authz-tls-cert"))
 		}
-		err = quickstart.Run(cmd.Context(), a.worldConfig(cfg, *envoy, *listen), func(ctx context.Context, w *quickstart.World) error {
+		world := a.worldConfig(cfg, *envoy, *listen)
+		world.Manage = true
+		world.Seal = func() (*seal.Keyring, error) { return sealingKeys(cfg) }
+		err = quickstart.Run(cmd.Context(), world, func(ctx context.Context, w *quickstart.World) error {
 			feed := quickstart.NewFeed(a.stdout, w, a.colour())
 			if err := a.printTry(ctx, cfg, w); err != nil {
 				return err
@@ -116,6 +120,9 @@ func (a *app) printTry(ctx context.Context, cfg *config.Config, w *quickstart.Wo
 	imported := w.Imported()
 	fmt.Fprintf(&out, "Envoy     %s, before an upstream that echoes\n", w.URL())
 	fmt.Fprintf(&out, "keygate   ext_authz on %s, health and metrics on %s\n", w.AuthzAddr(), w.HealthAddr())
+	if address := w.ManagementAddr(); address != "" {
+		fmt.Fprintf(&out, "API       %s, its documentation at /docs, an admin token in %s\n", managementURL(cfg, w), printable(cfg.AdminTokenPath()))
+	}
 	fmt.Fprintf(&out, "etcd      %s\n", w.Etcd())
 	fmt.Fprintf(&out, "apps      %d created, %d from an earlier run\n",
 		imported.Report.Apps[ledger.Created], imported.Report.Apps[ledger.Changed]+imported.Report.Apps[ledger.Unchanged])
@@ -148,7 +155,7 @@ func tries(ctx context.Context, cfg *config.Config, w *quickstart.World) []strin
 	}
 	key := keyspace.KeyRecord(cfg.Organization, apps.KeyID(apps.WeatherKey))
 	product := cfg.Space.KeyProduct(key, apps.WeatherProduct)
-	return []string{
+	blocks := []string{
 		"In another terminal, with the key of AnotherTestApp (" + now(apps.WeatherKey, apps.WeatherProduct) + "):\n" +
 			curl(apps.WeatherKey, quickstart.WeatherPath),
 		"Approve its product and ask again, revoke it and ask again:" + hint + "\n" +
@@ -160,6 +167,26 @@ func tries(ctx context.Context, cfg *config.Config, w *quickstart.World) []strin
 		"OrdersApp has two keys; of one the product is still pending (" + now(apps.OrdersKey, apps.OrdersProduct) + "; " +
 			now(apps.OrdersPendingKey, apps.OrdersProduct) + "):\n" +
 			curl(apps.OrdersKey, quickstart.OrdersPath) + "\n" + curl(apps.OrdersPendingKey, quickstart.OrdersPath),
+	}
+	if url := managementURL(cfg, w); url != "" {
+		app := fmt.Sprintf("%s/v1/organizations/%s/developers/%s/apps/AnotherTestApp", url, cfg.Organization, apps.WeatherEmail)
+		blocks = append(blocks, "The same by Apigee's own API, which answers when it is in force everywhere:\n"+
+			"  TOKEN=$(cat "+shellQuote(cfg.AdminTokenPath())+")\n"+
+			"  curl -H \"Authorization: Bearer $TOKEN\" "+shellQuote(app)+"\n"+
+			"  curl -X POST -H \"Authorization: Bearer $TOKEN\" "+shellQuote(app+"?action=revoke&wait=fleet"))
+	}
+	return blocks
+}
+
+// managementURL of the world; empty if the API is off.
+func managementURL(cfg *config.Config, w *quickstart.World) string {
+	switch address := w.ManagementAddr(); {
+	case address == "" || strings.HasPrefix(address, "unix:"):
+		return address
+	case cfg.ManagementTLSCert != "":
+		return "https://" + address
+	default:
+		return "http://" + address
 	}
 }
 

@@ -193,7 +193,7 @@ func get(t *testing.T, url, key string) int {
 func quickstartEnv(t *testing.T, dir string) []string {
 	return []string{
 		"ENVOY=" + proxytest.Binary(t), "KEYGATE_DATA_DIR=" + dir,
-		"KEYGATE_AUTHZ_LISTEN=127.0.0.1:0", "KEYGATE_HEALTH_LISTEN=127.0.0.1:0",
+		"KEYGATE_AUTHZ_LISTEN=127.0.0.1:0", "KEYGATE_HEALTH_LISTEN=127.0.0.1:0", "KEYGATE_MANAGEMENT_LISTEN=127.0.0.1:0",
 	}
 }
 
@@ -251,8 +251,10 @@ func TestQuickstart(t *testing.T) {
 	p.mustSignal(syscall.SIGINT)
 	p.mustEnd(exitOK)
 	mustBeGone(t, children)
-	if got := p.stderr.String(); got != "" {
-		t.Errorf("standard error: got %q, want nothing", got)
+	for line := range strings.Lines(p.stderr.String()) {
+		if !strings.Contains(line, "took too long") && !strings.Contains(line, "slow fdatasync") { // a busy disk
+			t.Errorf("standard error: got %q, want nothing", line)
+		}
 	}
 	if out := p.stdout.String(); strings.Contains(out, "\x1b[") {
 		t.Errorf("colours in a pipe: %q", out)

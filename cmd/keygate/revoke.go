@@ -14,10 +14,10 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/term"
 
 	"keygate/authz"
+	"keygate/client"
 	"keygate/config"
 	"keygate/ledger"
 	"keygate/statestore/keyspace"
@@ -28,16 +28,18 @@ func newRevokeCommand(a *app) *cobra.Command {
 		Use:   "revoke",
 		Short: "Revoke a key, a product on it, an app or a developer",
 		Long: `Revoke a consumer key, an API product on it, a developer app, or a developer
-(who becomes inactive), in the etcd that --etcd-endpoints or --data-dir names,
-whether a keygate runs or not. One flag changes and no other: approving it again
-restores what was.
+(who becomes inactive): by the management API of --server; or in the etcd that
+--etcd-endpoints or --data-dir names, whether a keygate runs or not; or else by
+the keygate that serves the data directory of this machine. One flag changes and
+no other: approving it again restores what was.
 
 With --wait the command returns when every registered replica has applied it or
 refuses by itself, and says so. If etcd has no space left, flags are deleted
 instead, which refuses as well.
 
-Where etcd knows users it needs the right to read and write /keygate/ and to
-read /keygate.index/, and with --wait to read /keygate.replicas/ as well.`,
+Where etcd knows users it needs the right to read and write /keygate/,
+/keygate.audit/ and /keygate.intent/ and to read /keygate.index/, and with
+--wait to read /keygate.replicas/ as well.`,
 		Example: `  keygate revoke app 6ed3a4d1-4733-439a-80a4-0d71149ec9ad --org acme --wait
   printf %s "$KEY" | keygate revoke key - --wait`,
 		GroupID: groupUse,
@@ -50,15 +52,17 @@ func newApproveCommand(a *app) *cobra.Command {
 		Use:   "approve",
 		Short: "Approve a key, a product on it, an app or a developer",
 		Long: `Approve a consumer key, an API product on it, a developer app, or a developer
-(who becomes active), in the etcd that --etcd-endpoints or --data-dir names,
-whether a keygate runs or not. One flag changes and no other, and nothing is
-created that was not there.
+(who becomes active): by the management API of --server; or in the etcd that
+--etcd-endpoints or --data-dir names, whether a keygate runs or not; or else by
+the keygate that serves the data directory of this machine. One flag changes and
+no other, and nothing is created that was not there.
 
 With --wait the command returns when every registered replica has applied it or
 refuses by itself, and says so.
 
-Where etcd knows users it needs the right to read and write /keygate/ and to
-read /keygate.index/, and with --wait to read /keygate.replicas/ as well.`,
+Where etcd knows users it needs the right to read and write /keygate/,
+/keygate.audit/ and /keygate.intent/ and to read /keygate.index/, and with
+--wait to read /keygate.replicas/ as well.`,
 		Example: `  keygate approve app 6ed3a4d1-4733-439a-80a4-0d71149ec9ad --org acme
   printf %s "$KEY" | keygate approve key - --product Weather-Product`,
 		GroupID: groupUse,
@@ -99,36 +103,33 @@ that are not there are named, the rest is done, and the exit code is 4.`,
 	key.Flags().StringArrayVar(&c.products, "product", nil, "API `product` on the key; may be given more than once")
 	key.Flags().StringVar(&c.fromFile, "from-file", "", "`file` with a key id in each line; # begins a comment")
 	key.Flags().StringVar(&c.app, "app", "", "all keys of the app with this `id`")
-	key.Flags().StringVar(&c.developer, "developer", "", "all keys of all apps of the developer with this `id`")
+	key.Flags().StringVar(&c.developer, "developer", "", "all keys of all apps of the developer with this `id` or e-mail address")
 	key.Args = c.keyArguments
 	c.wire()
 
 	app := &cobra.Command{
-		Use:         "app APPID",
+		Use:         "app APPID | NAME --developer D",
 		Short:       title + " a developer app, and with it all its keys",
 		Annotations: map[string]string{holdsKeys: ""}, // one lands here by mistake
 		Example: fmt.Sprintf(`  keygate %[1]s app 6ed3a4d1-4733-439a-80a4-0d71149ec9ad --wait
-  keygate %[1]s app 6ed3a4d1-4733-439a-80a4-0d71149ec9ad --org acme -o json`, verb),
+  keygate %[1]s app AnotherTestApp --developer ann@example.com --org acme`, verb),
 	}
 	c = &statusChange{a: a, cmd: app, action: action}
+	app.Flags().StringVar(&c.developer, "developer", "", "whose app, by e-mail `address` or id; the app is then its name")
 	c.wire()
-	app.Args = c.oneArgument(func(org authz.Organization, id string) keyspace.Record {
-		return keyspace.AppRecord(org, authz.AppID(id))
-	})
+	app.Args = oneID
 
 	status := map[ledger.StatusAction]string{ledger.Revoke: "inactive", ledger.Approve: "active"}[action]
 	developer := &cobra.Command{
-		Use:         "developer DEVELOPERID",
+		Use:         "developer DEVELOPERID | E-MAIL",
 		Short:       title + " a developer, who becomes " + status,
 		Annotations: map[string]string{holdsKeys: ""},
 		Example: fmt.Sprintf(`  keygate %[1]s developer Z2S37rxX2Suzkwtg --wait
-  keygate %[1]s developer Z2S37rxX2Suzkwtg --org acme -o json`, verb),
+  keygate %[1]s developer ann@example.com --org acme -o json`, verb),
 	}
 	c = &statusChange{a: a, cmd: developer, action: action}
 	c.wire()
-	developer.Args = c.oneArgument(func(org authz.Organization, id string) keyspace.Record {
-		return keyspace.DeveloperRecord(org, authz.DeveloperID(id))
-	})
+	developer.Args = oneID
 	cmd.AddCommand(key, app, developer)
 	return cmd
 }
@@ -139,10 +140,11 @@ type statusChange struct {
 	cmd    *cobra.Command
 	action ledger.StatusAction
 	output *outputFormat
+	change *client.Change
 	wait   bool
 	yes    bool
+	at     place // where it works
 
-	record                   func(authz.Organization, string) keyspace.Record // of one argument; nil for keys
 	products                 []string
 	fromFile, app, developer string
 }
@@ -152,8 +154,9 @@ func (c *statusChange) wire() {
 	fs := c.cmd.Flags()
 	fs.BoolVar(&c.wait, "wait", false, "return when no replica answers by what was before, and say so")
 	fs.BoolVar(&c.yes, "yes", false, "do not ask, however many it changes")
+	c.change = changeFlags(c.cmd)
 	c.output = outputFlag(c.cmd, "table", "json")
-	flags := config.Register(fs, config.Org, config.External, config.Embedded, config.Keys)
+	flags := config.Register(fs, config.Org, config.Client, config.External, config.Embedded, config.Keys)
 	c.cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		cfg, err := c.a.loadFor(flags)
 		if err != nil {
@@ -163,14 +166,14 @@ func (c *statusChange) wire() {
 	}
 }
 
-func (c *statusChange) oneArgument(record func(authz.Organization, string) keyspace.Record) cobra.PositionalArgs {
-	c.record = record
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != 1 || args[0] == "" {
-			return usageError(cmd, "want one id, got %d", len(args))
-		}
-		return nil
+// named tells whether one argument is what changes, and not keys.
+func (c *statusChange) named() bool { return c.cmd.Name() != "key" }
+
+func oneID(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 || args[0] == "" {
+		return usageError(cmd, "want one id, got %d", len(args))
 	}
+	return nil
 }
 
 // keyArguments checks what can be checked without etcd. No error shows an
@@ -195,8 +198,7 @@ func (c *statusChange) keyArguments(cmd *cobra.Command, args []string) error {
 	c.products = distinct(c.products)
 	for i, arg := range args {
 		if _, err := authz.ParseKeyID(arg); err != nil && arg != "-" {
-			return usageError(cmd, "argument %d is not a key id of 64 lower-case hex digits. If it is a consumer key, others may have seen it (ps, shell history): "+
-				"give - and the key on standard input, or its id, which keygate key-id prints", i+1)
+			return notKeyID(cmd, i)
 		}
 	}
 	return nil
@@ -207,41 +209,60 @@ func (c *statusChange) run(ctx context.Context, cfg *config.Config, args []strin
 	if err != nil {
 		return err
 	}
-	etcd, release, err := c.a.reachEtcd(ctx, cfg, refuseAbsent, c.a.toolLogger(cfg))
+	if c.at, err = findPlace(ctx, c.cmd, cfg); err != nil {
+		return err
+	}
+	flags, err := c.a.statusPlace(ctx, cfg, c.at)
 	if err != nil {
 		return err
 	}
-	defer release()
-	client, err := dial(ctx, cfg, etcd)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
+	defer flags.close()
 
-	targets, err := c.targets(ctx, cfg, client, args, ids)
+	args, err = c.resolve(ctx, flags, args)
 	if err != nil {
-		return c.statusError(err)
+		return c.statusError(cfg, err, args)
 	}
-	change, err := c.set(ctx, cfg, client, targets)
-	if len(change.Flags) == 0 {
-		return c.statusError(err)
+	targets, err := c.targets(ctx, flags, args, ids)
+	if err != nil {
+		return c.statusError(cfg, err, args)
 	}
-	var receipt *ledger.Receipt
+	done, err := c.set(ctx, flags, targets)
+	if len(done.flags) == 0 {
+		return c.statusError(cfg, err, args)
+	}
+	if c.change.DryRun {
+		return errors.Join(c.printDryRun(done), c.statusError(cfg, err, args))
+	}
 	var waited error
-	if c.wait && change.Asked() {
-		r, waitErr := c.await(ctx, change)
-		receipt, waited = &r, waitErr
+	if c.wait && done.await != nil {
+		done.receipt, waited = c.await(ctx, done)
 	}
-	if printErr := c.print(cfg, args, change, len(targets), receipt, waited, err); printErr != nil && err == nil {
+	if printErr := c.print(cfg, args, done, len(targets), waited, err); printErr != nil && err == nil {
 		err = printErr // the change stands all the same
 	}
 	if waited != nil && err == nil {
-		return exitWith(exitInterrupted, fmt.Errorf("interrupted: the %s stands at revision %d; the same again with --wait waits again", c.noun(), change.Revision))
+		return exitWith(exitInterrupted, fmt.Errorf("interrupted: the %s stands at revision %d; the same again with --wait waits again", c.noun(), done.revision))
 	}
-	if receipt != nil && errors.Is(receipt.Unread, ledger.ErrReplaced) && err == nil {
-		return exitWith(exitFailed, fmt.Errorf("%w: look at what it holds now, and repeat it", receipt.Unread))
+	if done.receipt != nil && strings.HasPrefix(done.receipt.AcknowledgementsUnread, ledger.ErrReplaced.Error()) && err == nil {
+		return exitWith(exitFailed, fmt.Errorf("%s: look at what it holds now, and repeat it", done.receipt.AcknowledgementsUnread))
 	}
-	return c.statusError(err)
+	return c.statusError(cfg, err, args)
+}
+
+// resolve returns the ids that names in args stand for, and makes ids of the
+// flags that may hold names.
+func (c *statusChange) resolve(ctx context.Context, flags statusPlace, args []string) (ids []string, err error) {
+	switch name := c.cmd.Name(); {
+	case name == "app" && c.developer != "":
+		id, err := flags.app(ctx, c.developer, args[0])
+		return []string{id}, err
+	case name == "developer" && strings.Contains(args[0], "@"):
+		id, err := flags.developer(ctx, args[0])
+		return []string{id}, err
+	case name == "key" && strings.Contains(c.developer, "@"):
+		c.developer, err = flags.developer(ctx, c.developer)
+	}
+	return args, err
 }
 
 // noun for what has been done.
@@ -255,7 +276,7 @@ func (c *statusChange) done() string {
 }
 
 // statusError gives an error of the ledger its exit code.
-func (c *statusChange) statusError(err error) error {
+func (c *statusChange) statusError(cfg *config.Config, err error, args []string) error {
 	var missing *ledger.NotFoundError
 	switch {
 	case err == nil:
@@ -274,13 +295,13 @@ func (c *statusChange) statusError(err error) error {
 		length := count(utf8.RuneCountInString(t.Record.Name), "character")
 		t.Record.Name = hint(t.Record.Name)
 		return exitWith(exitNotFound, fmt.Errorf("%v: not in organization %q: %v of %s. If that was a consumer key, others may have seen it (ps, shell history): "+
-			"give keygate %[1]v key - and the key on standard input", c.action, string(t.Record.Organization), t, length))
+			"give keygate %[1]v key - and the key on standard input", c.action, string(cfg.Organization), t, length))
 	case errors.Is(err, ledger.ErrNotFound):
 		return exitWith(exitNotFound, err)
 	case errors.Is(err, ledger.ErrConflict):
 		return exitWith(exitConflict, err)
 	}
-	return err
+	return apiError(err, append(args, c.app, c.developer)...)
 }
 
 // hint at an argument that was not found: enough for whoever typed it, and too
@@ -294,21 +315,14 @@ func hint(arg string) string {
 // ids of the keys that arguments, standard input or --from-file name, each once.
 func (c *statusChange) ids(ctx context.Context, args []string) (ids []authz.KeyID, err error) {
 	switch {
-	case c.record != nil:
+	case c.named():
 		return nil, nil
 	case c.fromFile != "":
 		ids, err := readKeyIDs(c.fromFile)
 		return distinct(ids), err
 	case len(args) == 1 && args[0] == "-":
-		text, err := c.a.readKey(ctx)
-		if err != nil {
-			return nil, err
-		}
-		id, err := keyID(text)
-		if err != nil {
-			return nil, exitWith(exitUsage, fmt.Errorf("standard input: %w", err))
-		}
-		return []authz.KeyID{id}, nil
+		id, err := c.a.readKeyID(ctx)
+		return []authz.KeyID{id}, err
 	}
 	for _, arg := range args {
 		id, err := authz.ParseKeyID(arg)
@@ -364,20 +378,22 @@ func readKeyIDs(name string) (ids []authz.KeyID, err error) {
 }
 
 // targets finds what is to be changed. More than one is shown, and agreed to.
-func (c *statusChange) targets(ctx context.Context, cfg *config.Config, client *clientv3.Client, args []string, ids []authz.KeyID) ([]ledger.Target, error) {
-	if c.record != nil {
-		return []ledger.Target{{Record: c.record(cfg.Organization, args[0])}}, nil
+func (c *statusChange) targets(ctx context.Context, flags statusPlace, args []string, ids []authz.KeyID) ([]client.Target, error) {
+	switch c.cmd.Name() {
+	case "app":
+		return []client.Target{{App: args[0]}}, nil
+	case "developer":
+		return []client.Target{{Developer: args[0]}}, nil
 	}
-	var found ledger.Selection
-	var err error
-	switch {
-	case c.app != "":
-		found, err = ledger.AppKeys(ctx, client, cfg.Space, cfg.Organization, authz.AppID(c.app))
-	case c.developer != "":
-		found, err = ledger.DeveloperKeys(ctx, client, cfg.Space, cfg.Organization, authz.DeveloperID(c.developer))
-	default:
-		found.Keys = ids
+	through := c.app != "" || c.developer != "" // the keys were found, not named
+	if len(ids) == 1 && len(c.products) <= 1 {
+		return c.flagsOf(client.SelectedKey{Key: ids[0].String()}, true), nil
 	}
+	by := client.SelectBy{App: c.app, Developer: c.developer}
+	for _, id := range ids {
+		by.Keys = append(by.Keys, id.String())
+	}
+	found, err := flags.find(ctx, by)
 	if err != nil {
 		return nil, err
 	}
@@ -387,71 +403,69 @@ func (c *statusChange) targets(ctx context.Context, cfg *config.Config, client *
 	if len(found.Keys) == 0 {
 		return nil, exitWith(exitNotFound, errors.New("no keys: nothing to "+c.action.String()))
 	}
-	if len(found.Keys) == 1 && len(c.products) <= 1 && c.app == "" && c.developer == "" {
-		return c.flagsOf(cfg.Organization, ledger.Key{ID: found.Keys[0]}, true), nil
-	}
-	keys, err := ledger.Keys(ctx, client, cfg.Space, cfg.Organization, found.Keys)
-	if err != nil {
-		return nil, err
-	}
-	var targets []ledger.Target
-	for _, k := range keys {
+	var targets []client.Target
+	for _, k := range found.Keys {
 		// Among many keys, those without the product are left out. A single key is
 		// named for it, and so is one that is not there at all.
-		targets = append(targets, c.flagsOf(cfg.Organization, k, len(keys) == 1 && c.app == "" && c.developer == "" || !k.There)...)
+		targets = append(targets, c.flagsOf(k, len(found.Keys) == 1 && !through || !k.There)...)
 	}
 	if len(targets) == 0 {
-		return nil, exitWith(exitNotFound, fmt.Errorf("none of %s has %s", count(len(keys), "key"), c.productNames()))
+		return nil, exitWith(exitNotFound, fmt.Errorf("none of %s has %s", count(len(found.Keys), "key"), c.productNames()))
 	}
-	return targets, c.agree(ctx, keys, targets)
+	return targets, c.agree(ctx, found.Keys, targets)
 }
 
 func (c *statusChange) productNames() string { return strings.Join(c.products, ", ") }
 
 // flagsOf lists the flags of one key that are asked for. all: also of products
 // that are not on it.
-func (c *statusChange) flagsOf(org authz.Organization, k ledger.Key, all bool) (targets []ledger.Target) {
-	record := keyspace.KeyRecord(org, k.ID)
+func (c *statusChange) flagsOf(k client.SelectedKey, all bool) (targets []client.Target) {
 	if len(c.products) == 0 {
-		return []ledger.Target{{Record: record}}
+		return []client.Target{{Key: k.Key}}
 	}
 	for _, p := range c.products {
-		if product := authz.ProductName(p); all || slices.Contains(k.Products, product) {
-			targets = append(targets, ledger.Target{Record: record, Product: product})
+		if all || slices.ContainsFunc(k.Products, func(r client.ProductRef) bool { return r.Product == p }) {
+			targets = append(targets, client.Target{Key: k.Key, Product: p})
 		}
 	}
 	return targets
 }
 
 // agree shows what would be changed, and asks.
-func (c *statusChange) agree(ctx context.Context, keys []ledger.Key, targets []ledger.Target) error {
-	apps, products := map[authz.AppID]bool{}, map[authz.ProductName]bool{}
+func (c *statusChange) agree(ctx context.Context, keys []client.SelectedKey, targets []client.Target) error {
+	apps, products := map[string]bool{}, map[string]bool{}
 	already, gone := 0, 0
-	want := map[ledger.StatusAction]authz.Status{ledger.Revoke: authz.StatusRevoked, ledger.Approve: authz.StatusApproved}[c.action]
-	byID := make(map[authz.KeyID]ledger.Key, len(keys))
+	byID := make(map[string]client.SelectedKey, len(keys))
 	for _, k := range keys {
-		byID[k.ID] = k
+		byID[k.Key] = k
 	}
-	touched := map[authz.KeyID]bool{}
+	touched := map[string]bool{}
 	for _, t := range targets {
-		k := byID[t.Record.Key]
-		if !touched[k.ID] && !k.There {
+		k := byID[t.Key]
+		if !touched[k.Key] && !k.There {
 			gone++
 		}
-		touched[k.ID] = true
-		if k.Credential.App != "" {
-			apps[k.Credential.App] = true
+		touched[k.Key] = true
+		if k.App != "" {
+			apps[k.App] = true
 		}
-		flag := k.Credential.Status
+		flag := k.Status
 		if t.Product != "" {
-			flag = k.Credential.Products[t.Product]
-			products[t.Product] = true
-		} else {
-			for _, p := range k.Products {
-				products[p] = true
+			flag = ""
+		}
+		for _, r := range k.Products {
+			switch t.Product {
+			case r.Product:
+				flag = r.Status
+				fallthrough
+			case "":
+				products[r.Product] = true
 			}
 		}
-		if k.There && flag.Status == want {
+		if t.Product != "" {
+			products[t.Product] = true
+		}
+		if k.There && flag == c.done() {
 			already++
 		}
 	}
@@ -460,15 +474,20 @@ func (c *statusChange) agree(ctx context.Context, keys []ledger.Key, targets []l
 		what = fmt.Sprintf("%s (%s) on %s of %s, %s", count(len(products), "product"), c.productNames(), count(len(touched), "key"), count(len(apps), "app"), count(len(targets), "flag"))
 	}
 	fmt.Fprintf(c.a.stderr, "%s %s; %d %s already, %d not there\n", c.action, printable(what), already, c.done(), gone)
-	if len(targets) == 1 || c.yes {
+	if len(targets) == 1 || c.yes || c.change.DryRun {
 		return nil
 	}
-	in, ok := c.a.stdin.(*os.File)
+	return c.a.agree(ctx, count(len(targets), "flag")+" would change")
+}
+
+// agree asks whoever sits at the terminal.
+func (a *app) agree(ctx context.Context, what string) error {
+	in, ok := a.stdin.(*os.File)
 	if !ok || !term.IsTerminal(int(in.Fd())) {
-		return exitWith(exitUsage, fmt.Errorf("%s would change, and there is no terminal to ask at: give --yes", count(len(targets), "flag")))
+		return exitWith(exitUsage, fmt.Errorf("%s, and there is no terminal to ask at: give --yes", what))
 	}
-	fmt.Fprintf(c.a.stderr, "Go on? [y/N] ")
-	answer := bufio.NewScanner(c.a.input(ctx))
+	fmt.Fprintf(a.stderr, "Go on? [y/N] ")
+	answer := bufio.NewScanner(a.input(ctx))
 	if !answer.Scan() && ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -479,28 +498,27 @@ func (c *statusChange) agree(ctx context.Context, keys []ledger.Key, targets []l
 }
 
 // set changes the flags, with a bar when it takes long.
-func (c *statusChange) set(ctx context.Context, cfg *config.Config, client *clientv3.Client, targets []ledger.Target) (ledger.Change, error) {
+func (c *statusChange) set(ctx context.Context, flags statusPlace, targets []client.Target) (statusDone, error) {
 	bar := progressbar.NewOptions(len(targets),
 		progressbar.OptionSetWriter(c.a.stderr), progressbar.OptionSetVisibility(isTerminal(c.a.stderr) && len(targets) > 1000),
 		progressbar.OptionFullWidth(), progressbar.OptionClearOnFinish(), progressbar.OptionSetDescription(c.action.String()),
 	)
-	change, err := ledger.SetStatus(ctx, client, cfg.Space, c.action, targets, ledger.StatusOptions{
-		Barrier: c.wait, Progress: func(done, _ int) { _ = bar.Set(done) },
-	})
+	done, err := flags.set(ctx, c.action, targets, c.wait, *c.change, func(n int) { _ = bar.Set(n) })
 	_ = bar.Finish()
-	return change, err
+	return done, err
 }
 
 // await waits for the receipt, and says so when that takes long.
-func (c *statusChange) await(ctx context.Context, change ledger.Change) (ledger.Receipt, error) {
+func (c *statusChange) await(ctx context.Context, done statusDone) (*ledger.ReceiptJSON, error) {
 	if isTerminal(c.a.stderr) {
 		hint := time.AfterFunc(time.Second, func() {
 			fmt.Fprintf(c.a.stderr, "%s at revision %d; waiting for replicas that do not answer, %v at most\n",
-				c.done(), change.Revision, time.Until(change.Latest()).Round(time.Second))
+				c.done(), done.revision, time.Until(done.latest).Round(time.Second))
 		})
 		defer hint.Stop()
 	}
-	return change.Wait(ctx)
+	receipt, err := done.await(ctx)
+	return &receipt, err
 }
 
 // changeAnswer is the JSON of revoke and approve, after what a receipt says.
@@ -517,15 +535,16 @@ type changeAnswer struct {
 	Undo        []string `json:"undo"`
 }
 
-// print says what has been done. receipt is nil without --wait; waited says why
-// it is not complete, failed why not all has been done.
-func (c *statusChange) print(cfg *config.Config, args []string, change ledger.Change, targets int, receipt *ledger.Receipt, waited, failed error) error {
-	undo := c.undo(cfg, args, change)
-	changed := change.Changed()
+// print says what has been done. waited says why the receipt, if there is one,
+// is not complete, failed why not all has been done.
+func (c *statusChange) print(cfg *config.Config, args []string, done statusDone, targets int, waited, failed error) error {
+	undo := c.undo(cfg, args, done)
+	changed, receipt := done.changed(), done.receipt
+	unregisteredBy := done.unregisteredBy.UTC().Truncate(time.Second)
 	if c.output.value == "json" {
 		answer := changeAnswer{
-			Action: c.action.String(), Changed: changed, Unchanged: len(change.Flags) - changed,
-			ByDeletion: change.ByDeletion, NoSpace: change.NoSpace, NoReceipt: c.wait && receipt == nil,
+			Action: c.action.String(), Changed: changed, Unchanged: len(done.flags) - changed,
+			ByDeletion: done.byDeletion, NoSpace: done.noSpace, NoReceipt: c.wait && receipt == nil,
 			Interrupted: waited != nil, Undo: undo,
 		}
 		if failed != nil {
@@ -536,22 +555,22 @@ func (c *statusChange) print(cfg *config.Config, args []string, change ledger.Ch
 				Revision       int64     `json:"revision"`
 				UnregisteredBy time.Time `json:"unregisteredBy"`
 				changeAnswer
-			}{change.Revision, change.UnregisteredBy().UTC().Truncate(time.Second), answer})
+			}{done.revision, unregisteredBy, answer})
 		}
 		return printJSON(c.a.stdout, struct {
 			ledger.ReceiptJSON
 			changeAnswer
-		}{receipt.JSON(), answer})
+		}{*receipt, answer})
 	}
 	var text strings.Builder
-	text.WriteString(c.summary(change, targets))
+	text.WriteString(c.summary(done, targets))
 	switch {
 	case receipt != nil:
 		text.WriteString("; " + applied(*receipt, waited))
 	case c.wait:
 		text.WriteString("; no receipt, for the replicas were not asked: repeat it")
 	}
-	by := change.UnregisteredBy().UTC().Format(time.RFC3339)
+	by := unregisteredBy.Format(time.RFC3339)
 	refuses := [...]string{ledger.Revoke: "refuses", ledger.Approve: "has applied it, or refuses,"}[c.action]
 	switch {
 	case receipt != nil:
@@ -561,34 +580,57 @@ func (c *statusChange) print(cfg *config.Config, args []string, change ledger.Ch
 	default:
 		fmt.Fprintf(&text, "\nevery replica %s by %s at the latest, as a rule in milliseconds; --wait tells when\n", refuses, by)
 	}
-	if change.ByDeletion {
+	if done.byDeletion {
 		text.WriteString("etcd has no space left: flags were deleted instead, which refuses as well\n")
 	}
-	if change.NoSpace {
+	if done.noSpace {
 		text.WriteString("while etcd has no space left no replica can acknowledge anything: what is known is the time\n")
 	}
 	if receipt != nil {
-		for _, r := range receipt.Replicas {
-			switch {
-			case r.Answer == ledger.Applied:
-			case r.Vanished:
-				fmt.Fprintf(&text, "no answer: %s; its registration is gone: it has ended, or lost etcd\n", printable(r.Name()))
-			default:
-				fmt.Fprintf(&text, "no answer: %s\n", printable(r.Name()))
+		for _, r := range receipt.NotAnswered {
+			name := fmt.Sprintf("%s pid %d (%s)", r.Host, r.Pid, r.ID)
+			if r.Problem != "" {
+				name = "unreadable registration " + r.ID
 			}
+			if r.Vanished {
+				name += "; its registration is gone: it has ended, or lost etcd"
+			}
+			fmt.Fprintf(&text, "no answer: %s\n", printable(name))
 		}
-		if receipt.Unread != nil {
-			fmt.Fprintf(&text, "answers could not be read: %s\n", printable(receipt.Unread.Error()))
+		if receipt.AcknowledgementsUnread != "" {
+			fmt.Fprintf(&text, "answers could not be read: %s\n", printable(receipt.AcknowledgementsUnread))
 		}
 	}
 	for _, line := range undo {
 		fmt.Fprintf(&text, "undo: %s\n", line)
 	}
-	if left := changed - len(c.restorable(change)); left > 0 {
+	if left := changed - len(c.restorable(done)); left > 0 {
 		fmt.Fprintf(&text, "%s not approved before, and not in the undo: to approve would open more than was open\n", wasOrWere(left))
 	}
 	_, err := io.WriteString(c.a.stdout, text.String())
 	return err
+}
+
+// dryRunAnswer is the JSON of revoke and approve with --dry-run. Stable.
+type dryRunAnswer struct {
+	DryRun    bool          `json:"dryRun"`
+	Action    string        `json:"action"`
+	Revision  int64         `json:"revision"`
+	Changed   int           `json:"changed"`
+	Unchanged int           `json:"unchanged"`
+	Stops     []client.Stop `json:"stops"`
+}
+
+func (c *statusChange) printDryRun(done statusDone) error {
+	changed := done.changed()
+	if c.output.value == "json" {
+		return printJSON(c.a.stdout, dryRunAnswer{true, c.action.String(), done.revision, changed, len(done.flags) - changed, append([]client.Stop{}, done.stops...)})
+	}
+	if _, err := fmt.Fprintf(c.a.stdout, "would %s %s at revision %d, %d already; %s would stop\n",
+		c.action, count(changed, "flag"), done.revision, len(done.flags)-changed, count(len(done.stops), "use")); err != nil {
+		return err
+	}
+	return c.a.printPreview(client.Done{Stops: done.stops})
 }
 
 func wasOrWere(n int) string {
@@ -599,31 +641,31 @@ func wasOrWere(n int) string {
 }
 
 // summary is the line that everybody reads, without the replicas.
-func (c *statusChange) summary(change ledger.Change, targets int) string {
-	changed := change.Changed()
+func (c *statusChange) summary(done statusDone, targets int) string {
+	changed := done.changed()
 	what := c.done()
 	switch {
 	case targets == 1 && changed == 0:
 		what = "already " + what + ","
 	case targets > 1:
 		what += fmt.Sprintf(" %d of %d", changed, targets)
-		if already := len(change.Flags) - changed; already > 0 {
+		if already := len(done.flags) - changed; already > 0 {
 			what += fmt.Sprintf(" (%d already)", already)
 		}
 	}
-	return fmt.Sprintf("%s at revision %d", what, change.Revision)
+	return fmt.Sprintf("%s at revision %d", what, done.revision)
 }
 
 // applied says how far it has come in the fleet.
-func applied(r ledger.Receipt, waited error) string {
-	if len(r.Replicas) == 0 {
+func applied(r ledger.ReceiptJSON, waited error) string {
+	if r.Replicas.Total == 0 {
 		return "no replica is registered"
 	}
-	text := fmt.Sprintf("applied on %d/%d replicas", r.Count(ledger.Applied), len(r.Replicas))
-	if r.Count(ledger.Applied) > 0 {
-		text += fmt.Sprintf(", slowest %d ms", r.JSON().SlowestMs)
+	text := fmt.Sprintf("applied on %d/%d replicas", r.Replicas.Applied, r.Replicas.Total)
+	if r.Replicas.Applied > 0 {
+		text += fmt.Sprintf(", slowest %d ms", r.SlowestMs)
 	}
-	switch n := r.Count(ledger.Fenced); {
+	switch n := r.Replicas.Fenced; {
 	case n == 1:
 		text += "; 1 did not answer: by now it has applied it, or refuses"
 	case n > 1:

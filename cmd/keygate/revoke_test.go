@@ -210,6 +210,14 @@ func TestWithoutTheRight(t *testing.T) {
 			_, err := root.RoleGrantPermission(t.Context(), writer, "/keygate/", clientv3.GetPrefixRangeEnd("/keygate/"), clientv3.PermissionType(clientv3.PermReadWrite))
 			return err
 		},
+		func() error {
+			_, err := root.RoleGrantPermission(t.Context(), writer, "/keygate.audit/", clientv3.GetPrefixRangeEnd("/keygate.audit/"), clientv3.PermissionType(clientv3.PermReadWrite))
+			return err
+		},
+		func() error {
+			_, err := root.RoleGrantPermission(t.Context(), writer, "/keygate.intent/", clientv3.GetPrefixRangeEnd("/keygate.intent/"), clientv3.PermissionType(clientv3.PermReadWrite))
+			return err
+		},
 		func() error { _, err := root.UserAdd(t.Context(), writer, etcdtest.ReplicaPassword); return err },
 		func() error { _, err := root.UserGrantRole(t.Context(), writer, writer); return err },
 	} {

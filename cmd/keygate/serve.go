@@ -14,25 +14,29 @@ import (
 func newServeCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Serve ext_authz, with an etcd of its own or yours",
-		Long: `Serve Envoy's ext_authz checks. Without --etcd-endpoints keygate runs an etcd of
-its own as a child process, with its data and its socket in --data-dir; with it
-keygate reads your cluster and runs nothing beside itself.
+		Short: "Serve ext_authz and the management API",
+		Long: `Serve Envoy's ext_authz checks, and the management API. Without --etcd-endpoints
+keygate runs an etcd of its own as a child process, with its data and its socket
+in --data-dir; with it keygate uses your cluster and runs nothing beside itself.
 
 Checks are refused with 503 until the first proof that the statuses are current,
-and whenever the last such proof is older than --staleness-budget.`,
+and whenever the last such proof is older than --staleness-budget.
+
+The management API wants a token (keygate token create). The first start in a
+data directory leaves one for the administrator of this machine in admin-token,
+which the commands that need it find there, and makes the sealing key.`,
 		Example: `  keygate serve --log-decisions denied
   keygate serve --etcd-endpoints https://etcd-0:2379,https://etcd-1:2379`,
 		GroupID: groupRun,
 		Args:    noArguments,
 	}
-	flags := config.Register(cmd.Flags(), config.All()...)
+	flags := config.Register(cmd.Flags(), config.External, config.Embedded, config.Keys, config.Org, config.Authz, config.Health, config.Management, config.Sealing)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := a.loadFor(flags)
 		if err != nil {
 			return err
 		}
-		return a.serve(cmd, cfg)
+		return a.serve(cmd, cfg, true)
 	}
 	return cmd
 }
@@ -62,15 +66,15 @@ outside of the receipts.`,
 		if cfg.Embedded() {
 			return usageError(cmd, "no --etcd-endpoints: authz runs no etcd of its own")
 		}
-		return a.serve(cmd, cfg)
+		return a.serve(cmd, cfg, false)
 	}
 	return cmd
 }
 
 // serve runs a server until the command is stopped.
-func (a *app) serve(cmd *cobra.Command, cfg *config.Config) error {
+func (a *app) serve(cmd *cobra.Command, cfg *config.Config, manage bool) error {
 	out := newServerLog(a.stderr)
-	s, err := a.newServer(cfg, server.Config{Logger: a.logger(cfg, out)})
+	s, err := a.newServer(cfg, server.Config{Logger: a.logger(cfg, out), Manage: manage})
 	if err != nil {
 		return err
 	}
@@ -82,6 +86,11 @@ func (a *app) serve(cmd *cobra.Command, cfg *config.Config) error {
 func (a *app) newServer(cfg *config.Config, sc server.Config) (*server.Server, error) {
 	sc.Settings, sc.Version = cfg, buildVersion().Version
 	var err error
+	if sc.Manage {
+		if sc.Seal, err = sealingKeys(cfg); err != nil {
+			return nil, err
+		}
+	}
 	if cfg.Embedded() {
 		if sc.Child, err = embedded.NewChild(embedded.ChildConfig{DataDir: cfg.DataDir, QuotaBytes: cfg.EtcdQuota, Logger: sc.Logger}); err != nil {
 			return nil, fmt.Errorf("embedded etcd: %w", err)

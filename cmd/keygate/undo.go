@@ -11,14 +11,15 @@ import (
 	"github.com/spf13/pflag"
 
 	"keygate/authz"
+	"keygate/client"
 	"keygate/config"
 	"keygate/ledger"
 )
 
 // restorable are the changed flags that the other action brings back to what
 // they were, or closes.
-func (c *statusChange) restorable(change ledger.Change) (flags []ledger.Flag) {
-	for _, f := range change.Flags {
+func (c *statusChange) restorable(done statusDone) (flags []client.Flag) {
+	for _, f := range done.flags {
 		open := f.Before == authz.StatusApproved.String() || f.Before == authz.StatusActive.String()
 		if f.Changed && (c.action == ledger.Approve || open) {
 			flags = append(flags, f)
@@ -34,23 +35,23 @@ const undoInWords = 10
 // key: what --app, --developer or --from-file stand for is another set by the
 // time when somebody runs them, and may hold a key that was revoked since for
 // another reason.
-func (c *statusChange) undo(cfg *config.Config, args []string, change ledger.Change) []string {
-	flags := c.restorable(change)
+func (c *statusChange) undo(cfg *config.Config, args []string, done statusDone) []string {
+	flags := c.restorable(done)
 	if len(flags) == 0 {
 		return []string{}
 	}
-	if c.record != nil {
+	if c.named() {
 		return []string{c.command(cfg, nil, args)}
 	}
 	// Keys that changed in the same products share a line.
 	products := map[string][]string{} // by key id
 	var ids []string
 	for _, f := range flags {
-		id := f.Target.Record.Key.String()
+		id := f.Target.Key
 		if _, ok := products[id]; !ok {
 			ids = append(ids, id)
 		}
-		products[id] = append(products[id], string(f.Target.Product))
+		products[id] = append(products[id], f.Target.Product)
 	}
 	var lines []string
 	for len(ids) > 0 {
@@ -70,7 +71,7 @@ func (c *statusChange) undo(cfg *config.Config, args []string, change ledger.Cha
 			}
 		}
 		if len(now) > undoInWords {
-			if file, err := c.undoFile(change, now); err == nil {
+			if file, err := c.undoFile(done.revision, now); err == nil {
 				options, now = append([]string{"--from-file", file}, options...), nil
 			} else {
 				fmt.Fprintf(c.a.stderr, "note: %s: so the undo names each key\n", printable(err.Error()))
@@ -83,16 +84,16 @@ func (c *statusChange) undo(cfg *config.Config, args []string, change ledger.Cha
 }
 
 // undoFile writes the ids into a new file in the working directory.
-func (c *statusChange) undoFile(change ledger.Change, ids []string) (name string, err error) {
+func (c *statusChange) undoFile(revision int64, ids []string) (name string, err error) {
 	folder, err := os.Getwd()
 	if err != nil {
 		return "", fmt.Errorf("write the ids for the undo: %w", err)
 	}
-	f, err := os.CreateTemp(folder, fmt.Sprintf("keygate-%v-at-%d-*.ids", c.action, change.Revision))
+	f, err := os.CreateTemp(folder, fmt.Sprintf("keygate-%v-at-%d-*.ids", c.action, revision))
 	if err != nil {
 		return "", fmt.Errorf("write the ids for the undo: %w", err)
 	}
-	_, err = fmt.Fprintf(f, "# %s at revision %d; keygate %v key --from-file undoes it\n%s\n", c.done(), change.Revision, c.action.Undo(), strings.Join(ids, "\n"))
+	_, err = fmt.Fprintf(f, "# %s at revision %d; keygate %v key --from-file undoes it\n%s\n", c.done(), revision, c.action.Undo(), strings.Join(ids, "\n"))
 	if err = errors.Join(err, f.Close()); err != nil {
 		_ = os.Remove(f.Name())
 		return "", fmt.Errorf("write the ids for the undo: %w", err)
@@ -110,7 +111,7 @@ func (c *statusChange) command(cfg *config.Config, options, args []string) strin
 		words = append(words, args...)
 	}
 	words = append(words, options...)
-	words = append(words, where(cfg)...)
+	words = append(words, c.at.where(cfg)...)
 	if dash {
 		words = append(append(words, "--"), args...)
 	}
@@ -120,13 +121,18 @@ func (c *statusChange) command(cfg *config.Config, options, args []string) strin
 	return strings.Join(words, " ")
 }
 
-// where is the flags that lead to the same keys in the same etcd.
-func where(cfg *config.Config) (words []string) {
+// where is the flags that lead to the same keys in the same place.
+func (p place) where(cfg *config.Config) (words []string) {
 	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 	flags.SortFlags = false
-	groups := []config.Group{config.Org, config.External, config.Keys}
-	if cfg.Embedded() {
+	var groups []config.Group
+	switch {
+	case p.server != "":
+		groups = []config.Group{config.Org, config.Client}
+	case cfg.Embedded():
 		groups = []config.Group{config.Org, config.Embedded, config.Keys}
+	default:
+		groups = []config.Group{config.Org, config.External, config.Keys}
 	}
 	config.Register(flags, groups...)
 	values := cfg.Values()
@@ -137,19 +143,35 @@ func where(cfg *config.Config) (words []string) {
 		}
 		value, given := values[i].Text, values[i].Source.Kind != config.FromDefault
 		switch f.Name {
+		case "server":
+			value, given = p.server, true
+		case "token-file":
+			if p.tokenFile != "" {
+				value, given = p.tokenFile, true
+			}
+			value = absolute(value)
 		case "data-dir": // its default is another one in another folder
 			given = true
 			fallthrough
-		case "etcd-cacert", "etcd-cert", "etcd-key", "etcd-password-file":
-			if absolute, err := filepath.Abs(value); err == nil && value != "" {
-				value = absolute
-			}
+		case "etcd-cacert", "etcd-cert", "etcd-key", "etcd-password-file", "server-cacert":
+			value = absolute(value)
 		}
-		if given {
+		switch {
+		case given && f.NoOptDefVal != "": // it takes no word behind it
+			words = append(words, "--"+f.Name+"="+value)
+		case given:
 			words = append(words, "--"+f.Name, value)
 		}
 	})
 	return words
+}
+
+// absolute is the path for whoever is in another folder.
+func absolute(path string) string {
+	if full, err := filepath.Abs(path); err == nil && path != "" {
+		return full
+	}
+	return path
 }
 
 // shellWord quotes for a POSIX shell what needs it. Control characters are

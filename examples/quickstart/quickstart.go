@@ -1,5 +1,5 @@
-// Package quickstart holds the two apps that the quickstart imports, and the
-// names that a tour of them needs.
+// Package quickstart holds the two apps that the quickstart imports, with their
+// developers and products, and the names that a tour of them needs.
 //
 // The consumer keys below are examples: they open nothing but the quickstart.
 package quickstart
@@ -11,8 +11,11 @@ import (
 	"keygate/authz"
 )
 
-//go:embed weather-app.json orders-app.json
+//go:embed catalog.json weather-app.json orders-app.json
 var files embed.FS
+
+// CatalogFile has the developers of the apps, and the products on their keys.
+const CatalogFile = "catalog.json"
 
 // Products that the quickstart's routes name.
 const (
@@ -26,6 +29,7 @@ const (
 	WeatherFile                        = "weather-app.json"
 	WeatherApp       authz.AppID       = "6ed3a4d1-4733-439a-80a4-0d71149ec9ad"
 	WeatherDeveloper authz.DeveloperID = "Z2S37rxX2Suzkwtg"
+	WeatherEmail                       = "weather@example.com"
 	WeatherKey                         = "giIC9Au6XP82wJ1oxZuQU4L75OdNKLhb"
 )
 
@@ -43,7 +47,7 @@ const (
 // Files returns the names of the apps' files, in the order of their import.
 func Files() []string { return []string{WeatherFile, OrdersFile} }
 
-// Read returns the bytes of one of Files; they are the caller's. It panics for
+// Read returns the bytes of CatalogFile or one of Files; they are the caller's. It panics for
 // any other name.
 func Read(name string) []byte {
 	data, err := files.ReadFile(name)

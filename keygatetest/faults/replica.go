@@ -72,7 +72,7 @@ func newReplica(w *World, index int, endpoints []string) *Replica {
 	r.Args = []string{command, "--authz-listen", r.Authz, "--health-listen", r.Health,
 		"--staleness-budget", w.Options.S.String(), "--log-format", "text"}
 	if w.Options.Embedded {
-		r.Args = append(r.Args, "--data-dir", r.dir)
+		r.Args = append(r.Args, "--data-dir", r.dir, "--management-listen", "off")
 	} else {
 		var dial []string
 		for _, e := range endpoints {

@@ -46,7 +46,7 @@ func (w *World) manage(s *Stream, store ledger.Store, action ledger.StatusAction
 	ctx, cancel := context.WithTimeout(context.Background(), w.Options.WriteTimeout)
 	defer cancel()
 	start := w.Rec.Now()
-	c, err := ledger.SetStatus(ctx, store, w.Space, action, targets, ledger.StatusOptions{})
+	c, err := ledger.New(ledger.Config{Store: store, Space: w.Space}).SetStatus(ctx, ledger.By{}, action, targets, ledger.StatusOptions{})
 	end := w.Rec.Now()
 	var all []Write
 	for i, f := range flags {

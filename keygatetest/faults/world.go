@@ -433,7 +433,7 @@ func (w *World) commit(one *Write, flag ledger.Target, wait bool) *ledger.Change
 		if one.Open() {
 			action = ledger.Approve
 		}
-		c, err := ledger.SetStatus(ctx, w.Client, w.Space, action, []ledger.Target{flag}, ledger.StatusOptions{Barrier: true})
+		c, err := ledger.New(ledger.Config{Store: w.Client, Space: w.Space}).SetStatus(ctx, ledger.By{}, action, []ledger.Target{flag}, ledger.StatusOptions{Barrier: true})
 		one.End, one.Outcome = w.Rec.Now(), outcome(err)
 		if err != nil {
 			return nil

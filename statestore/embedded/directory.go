@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -80,6 +81,10 @@ func checkOwner(path string) error {
 	return nil
 }
 
+// companions are what the server keeps beside etcd's data, and may have put there
+// before: names, or what they begin with while they are being written.
+var companions = []string{"sealing-key", "admin-token", "audit-spool"}
+
 // checkEntries refuses a directory that serves another purpose. One with
 // etcd's folder in it is taken as it is, so that a restored snapshot needs no
 // more than its place.
@@ -91,6 +96,9 @@ func checkEntries(path string, entries []os.DirEntry) error {
 			return nil
 		case clientSocket, peerSocket, "lost+found":
 		default:
+			if slices.ContainsFunc(companions, func(name string) bool { return strings.HasPrefix(e.Name(), name) }) {
+				continue
+			}
 			foreign = append(foreign, e.Name())
 		}
 	}

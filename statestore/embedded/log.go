@@ -36,10 +36,15 @@ var routine = []string{
 	"Failed to detect schema version",
 	"failed to update storage version",
 	"Failed to detect storage schema version. Please wait till wal snapshot before upgrading cluster.",
+	// Of a slow request, beside "apply request took too long".
+	"request stats",
 	// An id stands before it. The first election tick of a new member can come
 	// before the member has applied that it exists; the next tick elects it.
 	"cannot campaign at term 1 since there are still pending configuration changes to apply",
 }
+
+// tooLong are fields that hold pages, such as a whole request.
+var tooLong = []string{"stacktrace", "request", "response", "request content"}
 
 // bridge carries etcd's log to slog. Writing to it never blocks: etcd's read
 // loop writes log lines itself and would stop with the reader of the log.
@@ -190,7 +195,7 @@ func (c *bridgeCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	}
 	values := zapcore.NewMapObjectEncoder()
 	for _, f := range slices.Concat(c.fields, fields) {
-		if f.Key != "stacktrace" {
+		if !slices.Contains(tooLong, f.Key) {
 			f.AddTo(values)
 		}
 	}
