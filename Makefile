@@ -34,8 +34,9 @@ LDFLAGS := -s -w $(if $(VERSION),-X main.version=$(VERSION))
 
 # What the tests take instead of looking for themselves.
 TEST_ENV := TEST_ENVOY=$(ROOT)/$(T)/envoy TEST_ETCDCTL=$(ROOT)/$(T)/etcdctl \
-	TEST_ETCDCTL_34=$(ROOT)/$(T)/etcdctl-3.4 TEST_GHZ=$(ROOT)/$(T)/ghz TEST_STRACE=$(ROOT)/$(T)/strace
-TOOLS := $(T)/envoy $(T)/etcdctl $(T)/etcdctl-3.4 $(T)/ghz $(T)/strace
+	TEST_ETCDCTL_34=$(ROOT)/$(T)/etcdctl-3.4 TEST_GHZ=$(ROOT)/$(T)/ghz TEST_STRACE=$(ROOT)/$(T)/strace \
+	TEST_SCHEMATHESIS=$(ROOT)/$(T)/schemathesis
+TOOLS := $(T)/envoy $(T)/etcdctl $(T)/etcdctl-3.4 $(T)/ghz $(T)/strace $(T)/schemathesis
 
 # The packages whose goroutines share state; the others have none to race for.
 RACE := ./statestore/... ./ledger ./envoy ./server/...
@@ -55,7 +56,7 @@ build: ## bin/keygate, one static binary
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/keygate ./cmd/keygate
 
 .PHONY: tools
-tools: $(TOOLS) $(T)/staticcheck ## Envoy, etcdctl, ghz, strace and staticcheck into .tools
+tools: $(TOOLS) $(T)/staticcheck ## Envoy, etcdctl, ghz, strace, schemathesis, staticcheck into .tools
 
 .PHONY: run
 run: build $(T)/etcdctl ## keygate, its etcd, Envoy and an upstream to try things on, until Ctrl-C
@@ -157,6 +158,16 @@ $(T)/ghz: tools/go.mod tools/go.sum | $(T)
 
 $(T)/staticcheck: tools/go.mod tools/go.sum | $(T)
 	cd tools && $(BUILD) -o ../$@ honnef.co/go/tools/cmd/staticcheck && touch ../$@
+
+# From PyPI, in a folder of its own: it finds inputs for the management API by
+# its OpenAPI document.
+$(T)/schemathesis: tools/schemathesis.txt | $(T)
+	@rm -rf $@-lib
+	PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 \
+		python3 -m pip install --quiet --only-binary=:all: --target $@-lib -r $<
+	@printf '%s\n' '#!/bin/sh' 'PYTHONPATH="$$(dirname "$$(readlink -f "$$0")")/schemathesis-lib" exec python3 -m schemathesis.cli "$$@"' > $@.new
+	@chmod +x $@.new && mv $@.new $@
+	@$@ --version
 
 # The distribution's own, 3.4 in Debian 12 and Ubuntu 24.04: what users have.
 $(T)/etcdctl-3.4: | $(T)

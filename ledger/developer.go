@@ -205,15 +205,9 @@ func (t *tx) leaveEmail(ctx context.Context, email string, id authz.DeveloperID)
 const maxAppsAtOnce = 40
 
 // DeleteDeveloper deletes a developer with its apps and their keys, and returns
-// what it was. The apps of a developer that has more than a transaction holds
-// are deleted one by one before; if it ends in between, the developer is still
-// there with the rest of them.
+// what it was. With the first transaction the developer is gone and every key
+// refused; apps that it did not hold are cleaned up after it.
 func (l *Ledger) DeleteDeveloper(ctx context.Context, by By, org authz.Organization, ref string) (deleted Developer, done Done, err error) {
-	if !by.DryRun {
-		if err := l.deleteSurplus(ctx, by, org, ref); err != nil {
-			return deleted, done, err
-		}
-	}
 	done, err = l.change(ctx, by, org, "delete", "developer "+ref, func(ctx context.Context, t *tx) (any, error) {
 		var err error
 		if deleted, err = t.readDeveloper(ctx, ref); err != nil {
@@ -226,84 +220,60 @@ func (l *Ledger) DeleteDeveloper(ctx context.Context, by By, org authz.Organizat
 		}
 		r := keyspace.DeveloperRecord(org, deleted.ID)
 		t.record.Object = l.space.Details(r)
-		names, err := t.list(ctx, l.space.IndexDeveloperApps(org, deleted.ID))
-		if err != nil {
-			return nil, err
-		}
-		var places []appPlace
-		seen := map[authz.AppID]bool{}
-		for _, index := range names {
-			id, _ := t.value(index)
-			p := appPlace{id: authz.AppID(id), developer: deleted.ID, record: keyspace.AppRecord(org, authz.AppID(id))}
-			if seen[p.id] || id == "" {
-				continue
-			}
-			seen[p.id] = true
-			details := l.space.Details(p.record)
-			if err := t.get(ctx, details); err != nil {
-				return nil, err
-			}
-			value, there := t.value(details)
-			if p.object, err = jsonobject.Parse([]byte(value)); err == nil && text(p.object, catalog.MemberDeveloperID) != string(deleted.ID) {
-				continue // another's
-			}
-			if there {
-				places = append(places, p)
-			}
-		}
 		if err := t.leaveEmail(ctx, deleted.Email, deleted.ID); err != nil {
 			return nil, err
 		}
 		t.deleteFolder(l.space.Folder(r))
-		t.deleteFolder(l.space.IndexDeveloperApps(org, deleted.ID))
-		if err := t.deleteApps(ctx, places); err != nil {
+		index := l.space.IndexDeveloperApps(org, deleted.ID)
+		names, err := t.peek(ctx, index, maxAppsAtOnce+1)
+		if err != nil {
 			return nil, err
 		}
-		return deleted, nil
+		if len(names) > maxAppsAtOnce { // the rest, and what is created meanwhile, is found by the index
+			names = names[:maxAppsAtOnce]
+			for _, name := range names {
+				t.delete(name)
+			}
+			in := l.newIntent(by, cleanup)
+			in.Developer = deleted.ID
+			t.intents = append(t.intents, in)
+		} else {
+			if _, err := t.list(ctx, index); err != nil {
+				return nil, err
+			}
+			t.deleteFolder(index)
+		}
+		return deleted, t.deleteAppsOf(ctx, deleted.ID, names)
 	})
 	return deleted, done, err
 }
 
-// deleteSurplus deletes the apps of a developer that are too many for one
-// transaction.
-func (l *Ledger) deleteSurplus(ctx context.Context, by By, org authz.Organization, ref string) error {
-	var id authz.DeveloperID
-	var names []string
-	err := l.read(ctx, org, func(ctx context.Context, t *tx) error {
-		d, err := t.readDeveloper(ctx, ref)
-		if err != nil {
+// deleteAppsOf deletes the apps that a developer's index names at paths that were
+// read, but for those that are another's by now.
+func (t *tx) deleteAppsOf(ctx context.Context, developer authz.DeveloperID, names []string) error {
+	var places []appPlace
+	seen := map[authz.AppID]bool{}
+	for _, name := range names {
+		id, _ := t.value(name)
+		p := appPlace{id: authz.AppID(id), developer: developer, record: keyspace.AppRecord(t.org, authz.AppID(id))}
+		if seen[p.id] || id == "" {
+			continue
+		}
+		seen[p.id] = true
+		details := t.l.space.Details(p.record)
+		if err := t.get(ctx, details); err != nil {
 			return err
 		}
-		t.by.IfMatch = by.IfMatch
-		if err := t.check(d.Revision); err != nil {
-			return err
+		value, there := t.value(details)
+		var err error
+		if p.object, err = jsonobject.Parse([]byte(value)); err == nil && text(p.object, catalog.MemberDeveloperID) != string(developer) {
+			continue
 		}
-		id = d.ID
-		found, err := t.readFolders(ctx, l.space.IndexDeveloperApps(org, id))
-		if err != nil {
-			return err
+		if there {
+			places = append(places, p)
 		}
-		names = names[:0]
-		for _, path := range found[0] {
-			names = append(names, lastSegment(path))
-		}
-		return nil
-	})
-	if isKind(err, NotFound) {
-		return nil // the change says so, or that it has been done before
 	}
-	if err != nil {
-		return err
-	}
-	alone := by
-	alone.IfMatch, alone.Once = 0, nil
-	for len(names) > maxAppsAtOnce {
-		if _, _, err := l.DeleteApp(ctx, alone, org, string(id), names[0]); err != nil && !isKind(err, NotFound) {
-			return err
-		}
-		names = names[1:]
-	}
-	return nil
+	return t.deleteApps(ctx, places)
 }
 
 // sortedNames of products.

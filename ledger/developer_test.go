@@ -157,22 +157,47 @@ func TestDeleteDeveloper(t *testing.T) {
 }
 
 func TestDeleteDeveloperWithManyApps(t *testing.T) {
-	b := newBook(t)
-	d := b.mustDeveloper("ann@example.com")
-	const apps = 80
-	for i := range apps {
-		b.mustApp("ann@example.com", fmt.Sprintf("A%02d", i))
-	}
-	if got := must(b.Developer(b.ctx(), org, "ann@example.com")); len(got.Apps) != apps {
-		t.Fatalf("%d names, want %d", len(got.Apps), apps)
-	}
-	if _, _, err := b.DeleteDeveloper(b.ctx(), by, org, "ann@example.com"); err != nil {
-		t.Fatal(err)
-	}
-	b.finish()
-	left, _ := b.records()
-	for path := range left {
-		t.Errorf("left of developer %s: %s", d.ID, path)
+	for _, cut := range []bool{false, true} {
+		b := newBook(t)
+		b.mustProducts("Weather")
+		d := b.mustDeveloper("ann@example.com")
+		const apps = 80
+		var keys []authz.KeyID
+		for i := range apps {
+			a := b.mustApp("ann@example.com", fmt.Sprintf("A%02d", i), "Weather")
+			keys = append(keys, a.Credentials[0].Key)
+		}
+		if got := must(b.Developer(b.ctx(), org, "ann@example.com")); len(got.Apps) != apps {
+			t.Fatalf("%d names, want %d", len(got.Apps), apps)
+		}
+		l, ctx := b.Ledger, b.ctx()
+		if cut {
+			l, ctx = b.cutOff()
+		}
+		if _, _, err := l.DeleteDeveloper(ctx, by, org, "ann@example.com"); err != nil {
+			t.Fatal(err)
+		}
+		if cut {
+			left := 0
+			decide := b.decider(b.snapshot())
+			for _, key := range keys {
+				if r := decide(key, "Weather"); r == authz.Allowed {
+					t.Errorf("key %s: a check answers %v", key, r)
+				} else if r != authz.KeyUnknown {
+					left++
+				}
+			}
+			if left == 0 {
+				t.Error("all apps went at once: want more of them for this test")
+			}
+			b.finish()
+		}
+		left, _ := b.records()
+		for path := range left {
+			if path != b.space.Details(keyspace.ProductRecord(org, "Weather")) {
+				t.Errorf("left of developer %s: %s", d.ID, path)
+			}
+		}
 	}
 }
 

@@ -36,10 +36,12 @@ type intent struct {
 	Version int    `json:"v"`
 	ID      string `json:"id"`
 	At      int64  `json:"at"` // ms
-	// Action is "revoke" or "approve" of flags, or "cleanup" of an app.
-	Action string      `json:"action"`
-	Flags  []string    `json:"flags,omitempty"` // by path
-	App    authz.AppID `json:"appId,omitempty"`
+	// Action is "revoke" or "approve" of flags, or "cleanup" behind an app or a
+	// developer that is gone.
+	Action    string            `json:"action"`
+	Flags     []string          `json:"flags,omitempty"` // by path
+	App       authz.AppID       `json:"appId,omitempty"`
+	Developer authz.DeveloperID `json:"developerId,omitempty"`
 	// By whom, for the audit records.
 	Actor     audit.Actor `json:"actor"`
 	Reason    string      `json:"reason,omitempty"`
@@ -115,6 +117,22 @@ func (l *Ledger) finish(ctx context.Context, age time.Duration) (n int, failed e
 	return n, failed
 }
 
+// ownShare is how long whoever leaves a cleanup goes on with it: as a rule long
+// enough, and no burden on who waits for the answer.
+const ownShare = 2 * time.Second
+
+// performOwn cleans up behind a change, as far as it comes. What is left is an
+// intent, so no error matters.
+func (l *Ledger) performOwn(ctx context.Context, org authz.Organization, done Done) {
+	ctx, cancel := context.WithTimeout(ctx, ownShare)
+	defer cancel()
+	for _, in := range done.intents {
+		if in.Action == cleanup {
+			_ = l.perform(ctx, org, in, l.space.Intent(org, in.ID), done.Revision)
+		}
+	}
+}
+
 // organizationOf an intent's path.
 func (l *Ledger) organizationOf(path string) (authz.Organization, error) {
 	// The folder of an intent is that of a record's organization, so one parser
@@ -145,7 +163,11 @@ func (l *Ledger) perform(ctx context.Context, org authz.Organization, in intent,
 			return err
 		}
 	case cleanup:
-		if err := l.cleanUp(ctx, org, in); err != nil {
+		clean := l.cleanUpKeys
+		if in.Developer != "" {
+			clean = l.cleanUpApps
+		}
+		if err := clean(ctx, org, in); err != nil {
 			return err
 		}
 	default:
@@ -157,47 +179,69 @@ func (l *Ledger) perform(ctx context.Context, org authz.Organization, in intent,
 	return nil
 }
 
-// cleanUp removes the keys of an app that is gone, as many at a time as fit.
-func (l *Ledger) cleanUp(ctx context.Context, org authz.Organization, in intent) error {
+// cleanUpKeys removes the keys of an app that is gone, as many at a time as fit.
+func (l *Ledger) cleanUpKeys(ctx context.Context, org authz.Organization, in intent) error {
+	const atOnce = 32
 	index := l.space.IndexAppKeys(org, in.App)
-	app := l.space.Details(keyspace.AppRecord(org, in.App))
+	return l.cleanUp(ctx, org, in, keyspace.AppRecord(org, in.App), index, atOnce, func(ctx context.Context, t *tx, paths []string) error {
+		for _, path := range paths {
+			id, err := authz.ParseKeyID(strings.TrimPrefix(path, index))
+			switch {
+			case err != nil:
+				t.delete(path) // no key has such a name
+			case t.size() > maxOps/2:
+				return nil
+			default:
+				if err := t.deleteKey(ctx, in.App, id); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// cleanUpApps removes the apps of a developer who is gone, likewise.
+func (l *Ledger) cleanUpApps(ctx context.Context, org authz.Organization, in intent) error {
+	index := l.space.IndexDeveloperApps(org, in.Developer)
+	return l.cleanUp(ctx, org, in, keyspace.DeveloperRecord(org, in.Developer), index, maxAppsAtOnce, func(ctx context.Context, t *tx, paths []string) error {
+		for _, path := range paths {
+			t.delete(path)
+		}
+		return t.deleteAppsOf(ctx, in.Developer, paths)
+	})
+}
+
+// cleanUp calls remove with some of the paths below an index, in transactions
+// one after another, until there is none left. gone is the record that must not
+// be there.
+func (l *Ledger) cleanUp(ctx context.Context, org authz.Organization, in intent, gone keyspace.Record, index string, atOnce int64, remove func(context.Context, *tx, []string) error) error {
+	details := l.space.Details(gone)
 	for {
-		left := 0
-		_, err := l.change(ctx, in.by(), org, "delete", l.space.Folder(keyspace.AppRecord(org, in.App)), func(ctx context.Context, t *tx) (any, error) {
-			if err := t.get(ctx, app); err != nil {
+		_, err := l.change(ctx, in.by(), org, "delete", details, func(ctx context.Context, t *tx) (any, error) {
+			if err := t.get(ctx, details); err != nil {
 				return nil, err
 			}
-			if _, there := t.value(app); there {
-				return nil, fmt.Errorf("app %q is there again: its keys are not removed", string(in.App))
+			if _, there := t.value(details); there {
+				return nil, fmt.Errorf("%s is there again: what is left of the old one stays", details)
 			}
-			paths, err := t.peek(ctx, index, cleanUpKeys)
+			paths, err := t.peek(ctx, index, atOnce)
 			if err != nil {
 				return nil, err
 			}
-			left = len(paths)
-			for _, path := range paths {
-				id, err := authz.ParseKeyID(strings.TrimPrefix(path, index))
-				if err != nil {
-					t.delete(path) // no key has such a name
-					continue
-				}
-				if t.size() > maxOps/2 {
-					break
-				}
-				if err := t.deleteKey(ctx, in.App, id); err != nil {
-					return nil, err
-				}
+			if len(paths) == 0 {
+				return nil, errNothing
 			}
-			return nil, nil
+			return nil, remove(ctx, t, paths)
 		})
-		if err != nil || left == 0 {
+		if errors.Is(err, errNothing) {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}
 }
-
-// cleanUpKeys is how many keys are looked at for one transaction.
-const cleanUpKeys = 32
 
 // deleteKey deletes a key of an app with all that stands in the index. A key
 // that says that it is another app's only loses its place in this one's index.

@@ -488,7 +488,7 @@ func (s *setter) set(ctx context.Context, targets []Target) ([]Target, error) {
 	case err == nil:
 	case s.lost:
 		return nil, fmt.Errorf("%w: %w: it may have taken place, now or in a moment: look at %s, or repeat it", ErrOutcomeUnknown, err, targets[0].Path(s.change.space))
-	case s.barrier && errors.Is(err, rpctypes.ErrPermissionDenied):
+	case errors.Is(err, rpctypes.ErrPermissionDenied):
 		return nil, s.denied(budget, err)
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return nil, noSpace(err)
@@ -503,11 +503,18 @@ func (s *setter) set(ctx context.Context, targets []Target) ([]Target, error) {
 // needs, for etcd refuses both in the same words.
 func (s *setter) denied(ctx context.Context, err error) error {
 	list := s.change.space.Replicas()
-	if _, listErr := s.change.store.Do(ctx, listReplicas(s.change.space)); errors.Is(listErr, rpctypes.ErrPermissionDenied) {
-		return fmt.Errorf("%w: %w, so none of it was written: a change with a barrier needs the right to read %s beside that to write; grant it, or repeat the change without a barrier",
-			err, ErrListDenied, list)
+	if s.barrier {
+		if _, listErr := s.change.store.Do(ctx, listReplicas(s.change.space)); errors.Is(listErr, rpctypes.ErrPermissionDenied) {
+			return fmt.Errorf("%w: %w, so none of it was written: a change with a barrier needs the right to read %s beside that to write; grant it, or repeat the change without a barrier",
+				err, ErrListDenied, list)
+		}
 	}
-	return err
+	return s.l.needs(err)
+}
+
+// needs adds to etcd's refusal which rights a change needs.
+func (l *Ledger) needs(err error) error {
+	return fmt.Errorf("%w: a change needs the right to read and write %s and %s, and of many flags %s", err, l.space.Watched(), l.space.Audits(), l.space.Intents())
 }
 
 // attempt repeats read and write until the one holds while the other is done.

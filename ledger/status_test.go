@@ -314,19 +314,22 @@ type lossyTxn struct {
 	changes bool
 }
 
-// operations of a transaction are noted.
+// operations of transactions are noted, and the answer to the first that writes
+// is lost.
 type operations struct {
 	*clientv3.Client
-	of [][]clientv3.Op
+	of   [][]clientv3.Op
+	lost bool
 }
 
 type operationsTxn struct {
 	clientv3.Txn
-	o *operations
+	o     *operations
+	write bool
 }
 
 func (o *operations) Txn(ctx context.Context) clientv3.Txn {
-	return &operationsTxn{o.Client.Txn(ctx), o}
+	return &operationsTxn{Txn: o.Client.Txn(ctx), o: o}
 }
 
 func (x *operationsTxn) If(cs ...clientv3.Cmp) clientv3.Txn {
@@ -336,26 +339,38 @@ func (x *operationsTxn) If(cs ...clientv3.Cmp) clientv3.Txn {
 
 func (x *operationsTxn) Then(ops ...clientv3.Op) clientv3.Txn {
 	x.o.of = append(x.o.of, ops)
+	x.write = slices.ContainsFunc(ops, func(op clientv3.Op) bool { return !op.IsGet() })
 	x.Txn = x.Txn.Then(ops...)
 	return x
 }
 
+func (x *operationsTxn) Commit() (*clientv3.TxnResponse, error) {
+	resp, err := x.Txn.Commit()
+	if x.write && !x.o.lost {
+		x.o.lost = true
+		return nil, errors.New("the answer is lost")
+	}
+	return resp, err
+}
+
 // A transaction without operations is answered by what one member has, be it cut
-// off: one that has nothing to write reads.
+// off: one that has nothing to write, because it has been written, reads.
 func TestNothingToWrite(t *testing.T) {
 	s := newStore(t).prepared()
+	before := len(s.audits())
 	o := &operations{Client: s.kv}
-	c, err := ledger.New(ledger.Config{Store: o, Space: s.space}).SetStatus(s.ctx(), ledger.By{}, ledger.Approve, []ledger.Target{keyTarget}, ledger.StatusOptions{})
-	if err != nil || c.Changed() != 0 || c.Asked() {
-		t.Fatalf("got %+v, %v: want nothing changed, nobody asked", c, err)
+	c, err := ledger.New(ledger.Config{Store: o, Space: s.space}).SetStatus(s.ctx(), ledger.By{}, ledger.Revoke, []ledger.Target{keyTarget}, ledger.StatusOptions{})
+	if err != nil || c.Changed() != 1 || c.Asked() {
+		t.Fatalf("got %+v, %v: want one changed, nobody asked", c, err)
 	}
-	if len(o.of) != 2 {
-		t.Fatalf("got %d transactions, want a read and the change", len(o.of))
+	if len(o.of) != 4 {
+		t.Fatalf("got %d transactions, want the change with a read before it, and the same again", len(o.of))
 	}
-	for _, ops := range o.of {
-		if len(ops) != 1 || !ops[0].IsGet() || ops[0].IsSerializable() {
-			t.Errorf("got a transaction of %d operations, want one linearizable read", len(ops))
-		}
+	if last := o.of[3]; len(last) != 1 || !last[0].IsGet() || last[0].IsSerializable() {
+		t.Errorf("got a transaction of %d operations, want one linearizable read", len(last))
+	}
+	if n := len(s.audits()) - before; n != 1 {
+		t.Errorf("got %d audit records, want 1", n)
 	}
 }
 
@@ -373,7 +388,11 @@ func TestListDenied(t *testing.T) {
 	user := func(name string, right clientv3.PermissionType) *clientv3.Client {
 		t.Helper()
 		_, err1 := root.RoleAdd(s.ctx(), name)
-		_, err2 := root.RoleGrantPermission(s.ctx(), name, "/keygate/", clientv3.GetPrefixRangeEnd("/keygate/"), right)
+		var err2 error
+		for _, prefix := range []string{"/keygate/", "/keygate.audit/", "/keygate.intent/"} {
+			_, err := root.RoleGrantPermission(s.ctx(), name, prefix, clientv3.GetPrefixRangeEnd(prefix), right)
+			err2 = errors.Join(err2, err)
+		}
 		_, err3 := root.UserAdd(s.ctx(), name, password)
 		_, err4 := root.UserGrantRole(s.ctx(), name, name)
 		if err := errors.Join(err1, err2, err3, err4); err != nil {
@@ -514,7 +533,7 @@ func TestHalfWay(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		action ledger.StatusAction
-		err    error // of the second transaction
+		err    error // of the second transaction after the intent
 		done   int
 	}{
 		{"refused", ledger.Revoke, rpctypes.ErrPermissionDenied, 63},
@@ -530,9 +549,9 @@ func TestHalfWay(t *testing.T) {
 			f := &lossy{Client: s.kv}
 			f.commit = func(n int, do func() (*clientv3.TxnResponse, error)) (*clientv3.TxnResponse, error) {
 				switch {
-				case tt.err != nil && n == 2:
+				case tt.err != nil && n == 3:
 					return nil, tt.err
-				case tt.err == nil && n >= 2 && n < 2+8: // all attempts
+				case tt.err == nil && n >= 3 && n < 3+8: // all attempts
 					return &clientv3.TxnResponse{}, nil
 				}
 				return do()
@@ -667,8 +686,10 @@ func TestHangUp(t *testing.T) {
 	targets := s.manyKeys(100)
 	ctx, cancel := context.WithCancel(t.Context())
 	f := &lossy{Client: s.kv}
-	f.commit = func(_ int, do func() (*clientv3.TxnResponse, error)) (*clientv3.TxnResponse, error) {
-		cancel()
+	f.commit = func(n int, do func() (*clientv3.TxnResponse, error)) (*clientv3.TxnResponse, error) {
+		if n == 2 { // behind the intent
+			cancel()
+		}
 		return do()
 	}
 	c, err := ledger.New(ledger.Config{Store: f, Space: s.space}).SetStatus(ctx, ledger.By{}, ledger.Revoke, targets, ledger.StatusOptions{Barrier: true})

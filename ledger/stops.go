@@ -168,7 +168,9 @@ func (l *Ledger) opens(ctx context.Context, org authz.Organization, id authz.Key
 	r.Credential = l.space.Credential(records[keyspace.KeyRecord(org, id)])
 	if r.Credential != nil && r.Credential.Problem == "" {
 		r.App = l.space.App(records[keyspace.AppRecord(org, r.Credential.App)])
-		r.Developer = l.space.Developer(records[keyspace.DeveloperRecord(org, r.Credential.Developer)])
+	}
+	if r.App != nil && r.App.Problem == "" { // its developer is the authority
+		r.Developer = l.space.Developer(records[keyspace.DeveloperRecord(org, r.App.Developer)])
 	}
 	a := authz.Authorizer{Source: r, Now: l.now}
 	return a.Decide(ctx, authz.Request{Organization: org, KeyID: id, Products: []authz.ProductName{product}}).Allowed()

@@ -92,6 +92,8 @@ type Done struct {
 	Stops []Stop
 	// Replayed is the answer of the first time; nil if this was the first time.
 	Replayed []byte
+
+	intents []intent // that the transaction left
 }
 
 // record begins the audit record of a change.
@@ -131,6 +133,7 @@ func (l *Ledger) change(ctx context.Context, by By, org authz.Organization, acti
 		return Done{}, &Error{Kind: Invalid, Code: "keygate.organization", Message: err.Error()}
 	}
 	done, err := l.try(ctx, by, org, l.record(by, org, action, object), plan)
+	l.performOwn(ctx, org, done)
 	var refusal *Error
 	if err != nil && !errors.As(err, &refusal) {
 		err = fmt.Errorf("%s %s: %w", action, object, err)
@@ -189,7 +192,7 @@ func (l *Ledger) try(ctx context.Context, by By, org authz.Organization, record 
 		resp, err := t.commit(ctx, result)
 		switch {
 		case err == nil && resp.Succeeded:
-			return Done{Revision: resp.Header.Revision, Changes: t.record.Changes}, nil
+			return Done{Revision: resp.Header.Revision, Changes: t.record.Changes, intents: t.intents}, nil
 		case err == nil: // others were quicker
 		case errors.Is(err, rpctypes.ErrTooManyOps), errors.Is(err, rpctypes.ErrRequestTooLarge):
 			return Done{}, &Error{Kind: TooLarge, Code: "keygate.too_large", Message: "the change does not fit into one transaction of etcd: " + err.Error()}
@@ -197,6 +200,8 @@ func (l *Ledger) try(ctx context.Context, by By, org authz.Organization, record 
 			l.once.forget()
 		case errors.Is(err, rpctypes.ErrNoSpace):
 			return Done{}, unknown(noSpace(err))
+		case errors.Is(err, rpctypes.ErrPermissionDenied):
+			return Done{}, unknown(l.needs(err))
 		case refused(err):
 			return Done{}, unknown(fmt.Errorf("write: %w", err))
 		default:
@@ -254,7 +259,7 @@ func (t *tx) get(ctx context.Context, paths ...string) error {
 	for _, p := range paths {
 		if !t.guards[p] {
 			t.guards[p] = true
-			ops = append(ops, clientv3.OpGet(p, clientv3.WithRev(t.rev)))
+			ops = append(ops, clientv3.OpGet(p))
 		}
 	}
 	_, err := t.ask(ctx, ops)
@@ -264,7 +269,7 @@ func (t *tx) get(ctx context.Context, paths ...string) error {
 // list reads everything below a prefix and returns the paths, in order. It is
 // for folders that are small enough to be compared key by key.
 func (t *tx) list(ctx context.Context, prefix string) ([]string, error) {
-	answers, err := t.ask(ctx, []clientv3.Op{clientv3.OpGet(prefix, clientv3.WithPrefix(), clientv3.WithRev(t.rev), clientv3.WithLimit(maxList+1))})
+	answers, err := t.ask(ctx, []clientv3.Op{clientv3.OpGet(prefix, clientv3.WithPrefix(), clientv3.WithLimit(maxList+1))})
 	if err != nil {
 		return nil, err
 	}
@@ -284,7 +289,7 @@ func (t *tx) list(ctx context.Context, prefix string) ([]string, error) {
 // peek reads everything below a prefix without guarding it: what a change only
 // cleans up behind itself.
 func (t *tx) peek(ctx context.Context, prefix string, limit int64) ([]string, error) {
-	answers, err := t.ask(ctx, []clientv3.Op{clientv3.OpGet(prefix, clientv3.WithPrefix(), clientv3.WithRev(t.rev), clientv3.WithLimit(limit))})
+	answers, err := t.ask(ctx, []clientv3.Op{clientv3.OpGet(prefix, clientv3.WithPrefix(), clientv3.WithLimit(limit))})
 	if err != nil {
 		return nil, err
 	}
@@ -294,9 +299,13 @@ func (t *tx) peek(ctx context.Context, prefix string, limit int64) ([]string, er
 // maxList of a folder that is compared key by key.
 const maxList = 1 << 10
 
-// ask sends ops, adds the answers to the view and returns the paths of each.
+// ask sends ops, at the revision of the first read, adds the answers to the view
+// and returns the paths of each.
 func (t *tx) ask(ctx context.Context, ops []clientv3.Op) (paths [][]string, err error) {
 	for part := range slices.Chunk(ops, maxOps) {
+		for i := range part {
+			clientv3.WithRev(t.rev)(&part[i])
+		}
 		resp, err := t.l.store.Txn(ctx).Then(part...).Commit()
 		if err != nil {
 			return nil, err
