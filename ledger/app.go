@@ -331,7 +331,6 @@ func (t *tx) deleteApps(ctx context.Context, places []appPlace) error {
 	for _, p := range places {
 		t.deleteFolder(t.l.space.Folder(p.record))
 	}
-	s := t.state(t.value)
 	for i, p := range places {
 		// Those that are not in the index first: what is left is found by it.
 		var keys []authz.KeyID
@@ -341,15 +340,16 @@ func (t *tx) deleteApps(ctx context.Context, places []appPlace) error {
 			}
 		}
 		for _, key := range append(keys, p.indexed...) {
-			c, _, _ := t.credentialIn(s, key)
-			// A key is compared by its JSON, its status, its place in the app's index
-			// and a range, and by a flag and a place in the index for each product.
-			if t.size()+4+2*len(c.Products)+len(places)-i > maxSize {
+			fits := t.size()+len(places)-i < maxSize
+			if fits {
+				var err error
+				if fits, err = t.deleteKey(ctx, p.id, key); err != nil {
+					return err
+				}
+			}
+			if !fits {
 				t.leaveCleanup(p.id)
 				break
-			}
-			if err := t.deleteKey(ctx, p.id, key); err != nil {
-				return err
 			}
 		}
 	}

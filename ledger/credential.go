@@ -478,7 +478,11 @@ func (l *Ledger) DeleteKey(ctx context.Context, by By, org authz.Organization, d
 			t.record.Object = object
 			ids := slices.DeleteFunc(append([]string{}, keyIDs(o)...), func(id string) bool { return id == before.Key.String() })
 			t.rewrite(p.record, stamp(o.With(catalog.MemberCredentials, ids), by, now, false))
-			return nil, t.deleteKey(ctx, p.id, before.Key)
+			fits, err := t.deleteKey(ctx, p.id, before.Key)
+			if err == nil && !fits {
+				err = errorf(TooLarge, "keygate.too_large", "the key has more products than one transaction of etcd holds: take some off first")
+			}
+			return nil, err
 		})
 }
 

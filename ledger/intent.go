@@ -87,34 +87,49 @@ func (l *Ledger) Finish(ctx context.Context) (n int, err error) {
 }
 
 func (l *Ledger) finish(ctx context.Context, age time.Duration) (n int, failed error) {
-	resp, err := l.store.Do(ctx, clientv3.OpGet(l.space.Intents(), clientv3.WithPrefix(), clientv3.WithLimit(maxOps)))
-	if err != nil {
-		return 0, fmt.Errorf("finish what was begun: %w", err)
-	}
-	for _, kv := range resp.Get().Kvs {
-		path := string(kv.Key)
-		var in intent
-		org, err := l.organizationOf(path)
-		if err == nil {
-			err = json.Unmarshal(kv.Value, &in)
-		}
-		if err == nil && in.Version != keyspace.Version {
-			err = fmt.Errorf("\"v\" is %d, want %d", in.Version, keyspace.Version)
-		}
+	from, end := l.space.Intents(), clientv3.GetPrefixRangeEnd(l.space.Intents())
+	for {
+		resp, err := l.store.Do(ctx, clientv3.OpGet(from, clientv3.WithRange(end), clientv3.WithLimit(16)))
 		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("finish %s: %w", path, err))
-			continue
+			return n, errors.Join(failed, fmt.Errorf("finish what was begun: %w", err))
 		}
-		if l.now().Sub(time.UnixMilli(in.At)) < age {
-			continue
+		page := resp.Get()
+		for _, kv := range page.Kvs {
+			path := string(kv.Key)
+			from = path + "\x00"
+			done, err := l.finishOne(ctx, path, kv.Value, kv.ModRevision, age)
+			if err != nil { // it must not keep those behind it
+				failed = errors.Join(failed, fmt.Errorf("finish %s: %w", path, err))
+			}
+			if done {
+				n++
+			}
 		}
-		if err := l.perform(ctx, org, in, path, kv.ModRevision); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("finish %s: %w", path, err))
-			continue
+		if !page.More || ctx.Err() != nil {
+			return n, failed
 		}
-		n++
 	}
-	return n, failed
+}
+
+// finishOne performs an intent that is old enough.
+func (l *Ledger) finishOne(ctx context.Context, path string, value []byte, rev int64, age time.Duration) (bool, error) {
+	org, err := l.organizationOf(path)
+	if err != nil {
+		return false, err
+	}
+	var in intent
+	if err := json.Unmarshal(value, &in); err != nil {
+		return false, err
+	}
+	if in.Version != keyspace.Version {
+		return false, fmt.Errorf("\"v\" is %d, want %d", in.Version, keyspace.Version)
+	}
+	// One from the future is of a clock that cannot be believed.
+	if is := l.now().Sub(time.UnixMilli(in.At)); is >= 0 && is < age {
+		return false, nil
+	}
+	err = l.perform(ctx, org, in, path, rev)
+	return err == nil, err
 }
 
 // ownShare is how long whoever leaves a cleanup goes on with it: as a rule long
@@ -159,7 +174,9 @@ func (l *Ledger) perform(ctx context.Context, org authz.Organization, in intent,
 			targets = append(targets, Target{Record: p.Record, Product: p.Product})
 		}
 		c := Change{Action: action, store: l.store, space: l.space}
-		if err := l.setFlags(ctx, in.by(), &c, targets, journal{path, rev, true}, false, nil); err != nil && !errors.Is(err, ErrNotFound) {
+		err := l.setFlags(ctx, in.by(), &c, targets, journal{path, rev, true}, false, nil)
+		var partial *PartialError
+		if err != nil && (errors.As(err, &partial) || !errors.Is(err, ErrNotFound)) {
 			return err
 		}
 	case cleanup:
@@ -167,7 +184,7 @@ func (l *Ledger) perform(ctx context.Context, org authz.Organization, in intent,
 		if in.Developer != "" {
 			clean = l.cleanUpApps
 		}
-		if err := clean(ctx, org, in); err != nil {
+		if err := clean(ctx, org, in, rev); err != nil {
 			return err
 		}
 	default:
@@ -179,89 +196,116 @@ func (l *Ledger) perform(ctx context.Context, org authz.Organization, in intent,
 	return nil
 }
 
-// cleanUpKeys removes the keys of an app that is gone, as many at a time as fit.
-func (l *Ledger) cleanUpKeys(ctx context.Context, org authz.Organization, in intent) error {
-	const atOnce = 32
-	index := l.space.IndexAppKeys(org, in.App)
-	return l.cleanUp(ctx, org, in, keyspace.AppRecord(org, in.App), index, atOnce, func(ctx context.Context, t *tx, paths []string) error {
-		for _, path := range paths {
-			id, err := authz.ParseKeyID(strings.TrimPrefix(path, index))
-			switch {
-			case err != nil:
-				t.delete(path) // no key has such a name
-			case t.size() > maxOps/2:
-				return nil
-			default:
-				if err := t.deleteKey(ctx, in.App, id); err != nil {
-					return err
-				}
+// cleanUpKeys removes the keys of an app that is gone. If an app of the same id
+// is there again, those stay that it lists or that are newer than the intent.
+func (l *Ledger) cleanUpKeys(ctx context.Context, org authz.Organization, in intent, rev int64) error {
+	index, details := l.space.IndexAppKeys(org, in.App), l.space.Details(keyspace.AppRecord(org, in.App))
+	return l.cleanUp(ctx, org, in, details, index, func(ctx context.Context, t *tx, path string) (bool, error) {
+		id, err := authz.ParseKeyID(strings.TrimPrefix(path, index))
+		if err != nil {
+			t.delete(path) // no key has such a name
+			return true, nil
+		}
+		if value, again := t.value(details); again {
+			app, _ := jsonobject.Parse([]byte(value)) // one that cannot be read lists nothing
+			key := l.space.Details(keyspace.KeyRecord(org, id))
+			if err := t.get(ctx, key); err != nil {
+				return false, err
+			}
+			if slices.Contains(keyIDs(app), id.String()) || t.revision(key) > rev || t.revision(path) > rev {
+				return true, nil
 			}
 		}
-		return nil
+		return t.deleteKey(ctx, in.App, id)
 	})
 }
 
-// cleanUpApps removes the apps of a developer who is gone, likewise.
-func (l *Ledger) cleanUpApps(ctx context.Context, org authz.Organization, in intent) error {
-	index := l.space.IndexDeveloperApps(org, in.Developer)
-	return l.cleanUp(ctx, org, in, keyspace.DeveloperRecord(org, in.Developer), index, maxAppsAtOnce, func(ctx context.Context, t *tx, paths []string) error {
-		for _, path := range paths {
-			t.delete(path)
+// cleanUpApps removes the apps of a developer who is gone. If there is one of
+// the same id again, those stay that are newer than the intent.
+func (l *Ledger) cleanUpApps(ctx context.Context, org authz.Organization, in intent, rev int64) error {
+	index, details := l.space.IndexDeveloperApps(org, in.Developer), l.space.Details(keyspace.DeveloperRecord(org, in.Developer))
+	return l.cleanUp(ctx, org, in, details, index, func(ctx context.Context, t *tx, path string) (bool, error) {
+		if len(t.writes) > maxOps/2 {
+			return false, nil
 		}
-		return t.deleteAppsOf(ctx, in.Developer, paths)
+		if t.revision(path) > rev {
+			return true, nil
+		}
+		t.delete(path)
+		return true, t.deleteAppsOf(ctx, in.Developer, []string{path})
 	})
 }
 
-// cleanUp calls remove with some of the paths below an index, in transactions
-// one after another, until there is none left. gone is the record that must not
-// be there.
-func (l *Ledger) cleanUp(ctx context.Context, org authz.Organization, in intent, gone keyspace.Record, index string, atOnce int64, remove func(context.Context, *tx, []string) error) error {
-	details := l.space.Details(gone)
+// cleanUp calls remove with each path below an index, in transactions one after
+// another. remove tells whether there was room for it. gone is compared: while
+// it is planned, what was deleted does not come back.
+func (l *Ledger) cleanUp(ctx context.Context, org authz.Organization, in intent, gone, index string, remove func(context.Context, *tx, string) (bool, error)) error {
+	const atOnce = 32
+	from, end := index, clientv3.GetPrefixRangeEnd(index)
 	for {
-		_, err := l.change(ctx, in.by(), org, "delete", details, func(ctx context.Context, t *tx) (any, error) {
-			if err := t.get(ctx, details); err != nil {
+		next := ""
+		_, err := l.change(ctx, in.by(), org, "delete", gone, func(ctx context.Context, t *tx) (any, error) {
+			if err := t.get(ctx, gone); err != nil {
 				return nil, err
 			}
-			if _, there := t.value(details); there {
-				return nil, fmt.Errorf("%s is there again: what is left of the old one stays", details)
-			}
-			paths, err := t.peek(ctx, index, atOnce)
+			answers, err := t.ask(ctx, []clientv3.Op{clientv3.OpGet(from, clientv3.WithRange(end), clientv3.WithLimit(atOnce))})
 			if err != nil {
 				return nil, err
 			}
-			if len(paths) == 0 {
+			next = ""
+			for i, path := range answers[0] {
+				if t.size() > maxOps/2 {
+					break
+				}
+				fits, err := remove(ctx, t, path)
+				if err != nil {
+					return nil, err
+				}
+				if !fits {
+					if i == 0 && len(t.writes)+len(t.folders) > 0 {
+						next = path // the rest of it in the next transaction
+					}
+					break
+				}
+				next = path + "\x00"
+			}
+			if len(t.writes)+len(t.folders) == 0 {
 				return nil, errNothing
 			}
-			return nil, remove(ctx, t, paths)
+			return nil, nil
 		})
-		if errors.Is(err, errNothing) {
-			return nil
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, errNothing) {
 			return err
 		}
+		if next == "" {
+			return nil
+		}
+		from = next
 	}
 }
 
 // deleteKey deletes a key of an app with all that stands in the index. A key
 // that says that it is another app's only loses its place in this one's index.
-func (t *tx) deleteKey(ctx context.Context, app authz.AppID, id authz.KeyID) error {
+// It tells whether there is room for it in the transaction; of a key that has
+// more products than one holds, as many are taken off as fit.
+func (t *tx) deleteKey(ctx context.Context, app authz.AppID, id authz.KeyID) (bool, error) {
 	record := keyspace.KeyRecord(t.org, id)
-	details := t.l.space.Details(record)
-	paths, err := t.list(ctx, t.l.space.Folder(record))
+	folder, details := t.l.space.Folder(record), t.l.space.Details(record)
+	paths, err := t.peek(ctx, folder, 0)
 	if err != nil {
-		return err
+		return false, err
 	}
 	index := t.l.space.IndexAppKeys(t.org, app) + id.String()
-	if err := t.get(ctx, index, details); err != nil {
-		return err
-	}
-	t.delete(index)
+	value, there := t.value(details)
 	products := map[authz.ProductName]bool{}
-	if value, there := t.value(details); there {
+	if there {
 		stored := t.l.space.Credential([]keyspace.Entry{{Key: details, Value: []byte(value)}})
 		if stored.Problem == "" && stored.App != app {
-			return nil
+			if err := t.get(ctx, index, details); err != nil {
+				return false, err
+			}
+			t.delete(index)
+			return true, nil
 		}
 		object, _ := jsonobject.Parse([]byte(value)) // one that cannot be read lists nothing; its flags still tell
 		for _, ref := range productRefs(object) {
@@ -273,15 +317,34 @@ func (t *tx) deleteKey(ctx context.Context, app authz.AppID, id authz.KeyID) err
 			products[p.Product] = true
 		}
 	}
+	var indexed []string
 	for product := range products {
-		path := t.l.space.IndexProductKeys(t.org, product) + id.String()
-		if err := t.get(ctx, path); err != nil {
-			return err
+		indexed = append(indexed, t.l.space.IndexProductKeys(t.org, product)+id.String())
+	}
+	// What the index has of products is derived: nobody's change is lost with it.
+	if err := t.readValues(ctx, indexed...); err != nil {
+		return false, err
+	}
+	indexed = slices.DeleteFunc(indexed, func(path string) bool { _, there := t.value(path); return !there })
+	if room := maxOps - 4 - t.size(); len(indexed)+2 > room {
+		if len(t.writes)+len(t.folders) > 0 {
+			return false, nil
 		}
+		for _, path := range indexed[:room] {
+			t.delete(path)
+		}
+		return false, nil
+	}
+	t.freeze(folder)
+	if err := t.get(ctx, index); err != nil {
+		return false, err
+	}
+	for _, path := range indexed {
 		t.delete(path)
 	}
-	t.deleteFolder(t.l.space.Folder(record))
-	return nil
+	t.delete(index)
+	t.deleteFolder(folder)
+	return true, nil
 }
 
 // journals cuts targets into parts that fit into an intent each.
@@ -305,13 +368,37 @@ func (l *Ledger) begin(ctx context.Context, by By, c *Change, targets []Target) 
 		in.Flags = append(in.Flags, t.Path(l.space))
 	}
 	slices.Sort(in.Flags)
-	done, err := l.change(ctx, by, org, c.Action.String(), l.space.Intent(org, in.ID), func(_ context.Context, t *tx) (any, error) {
+	path := l.space.Intent(org, in.ID)
+	if by.Once != nil { // what is answered the second time: where to look whether it is done
+		once := *by.Once
+		once.Body = func(any) ([]byte, error) { return []byte(path), nil }
+		by.Once = &once
+	}
+	done, err := l.change(ctx, by, org, c.Action.String(), path, func(_ context.Context, t *tx) (any, error) {
 		t.record.Note = fmt.Sprintf("%d flags, in several transactions, each with a record of its own", len(targets))
 		t.intents = append(t.intents, in)
 		return nil, nil
 	})
-	c.Replayed = done.Replayed != nil
-	return journal{path: l.space.Intent(org, in.ID), rev: done.Revision}, err
+	if err != nil || done.Replayed == nil {
+		return journal{path: path, rev: done.Revision}, err
+	}
+	c.Replayed = true
+	return journal{rev: done.Revision}, l.complete(ctx, org, string(done.Replayed))
+}
+
+// complete performs an intent if it is still there: what was begun the first
+// time is done before it is answered for the second time.
+func (l *Ledger) complete(ctx context.Context, org authz.Organization, path string) error {
+	resp, err := l.store.Do(ctx, clientv3.OpGet(path))
+	if err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	for _, kv := range resp.Get().Kvs {
+		if _, err := l.finishOne(ctx, path, kv.Value, kv.ModRevision, 0); err != nil {
+			return fmt.Errorf("finish what was begun: %w", err)
+		}
+	}
+	return nil
 }
 
 // journal is the intent that a transaction belongs to; the zero journal is none.

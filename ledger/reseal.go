@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -18,8 +17,9 @@ import (
 const (
 	// resealPage of keys that are read at a time.
 	resealPage = 1000
-	// resealBatch of credentials in one transaction.
+	// resealBatch of credentials in one transaction, and their size in bytes.
 	resealBatch = 50
+	resealBytes = 512 << 10
 )
 
 // Reseal seals what credentials hold under another key than the current one
@@ -48,14 +48,20 @@ func (l *Ledger) Reseal(ctx context.Context, by By, org authz.Organization, prog
 		if total == 0 {
 			total = int(page.Count)
 		}
-		var old []string
+		var batches [][]string
+		size := 0
 		for _, kv := range page.Kvs {
 			from = string(kv.Key) + "\x00"
 			if p, err := l.space.Parse(string(kv.Key)); err == nil && p.Field == keyspace.FieldDetails && l.oldSeal(kv.Value) {
-				old = append(old, string(kv.Key))
+				last := len(batches) - 1
+				if size += len(kv.Value); last < 0 || size > resealBytes || len(batches[last]) == resealBatch {
+					batches, size = append(batches, nil), len(kv.Value)
+					last++
+				}
+				batches[last] = append(batches[last], string(kv.Key))
 			}
 		}
-		for part := range slices.Chunk(old, resealBatch) {
+		for _, part := range batches {
 			n, bad := 0, 0
 			_, err := l.change(ctx, by, org, "reseal", "", func(ctx context.Context, t *tx) (any, error) {
 				n, bad = 0, 0

@@ -19,9 +19,9 @@ import (
 
 const (
 	// maxFlags of one transaction. An absent flag compares two paths, itself and
-	// what tells that it belongs there; the barrier and the list of replicas are
-	// two operations more.
-	maxFlags = (maxOps - 2) / 2
+	// what tells that it belongs there. The audit record, the Idempotency-Key and
+	// the intents of the organization are compared besides.
+	maxFlags = (maxOps - 4) / 2
 	// changeTimeout bounds one transaction with all that it takes: the reads
 	// before it, its repetitions, and finding out what became of it.
 	changeTimeout = 5 * time.Second
@@ -223,17 +223,20 @@ func (e *PartialError) Unwrap() error { return e.Err }
 
 // SetStatus revokes or approves the targets, which are all of one organization.
 // It is safe for concurrent use and for repetition: a flag that is in that state
-// already is not written again. The audit record is part of the transaction.
+// already is not written again, but by a revocation while there is an intent,
+// which has to be seen to come after it. The audit record is part of the
+// transaction.
 //
 // An approval creates nothing that was not there: a flag that is absent was
 // revoked by deletion, and is written again, only if its record tells that it
 // belongs there. For a product on a key that is the credential's list of
 // products, or the index.
 //
-// Up to 63 flags change in one transaction, at one revision. More take several,
+// Up to 62 flags change in one transaction, at one revision. More take several,
 // after an intent that makes them all-or-nothing: if this process ends, another
 // finishes what the intent says ([Ledger.Finish]); a flag that somebody has
-// changed after the intent stays as it is. About 8,000 flags share an intent.
+// changed after the intent stays as it is. About 8,000 flags share an intent; with
+// by.Once more are refused, for one answer cannot stand for several intents.
 //
 // The error is a NotFoundError if some of the targets are not there, and the
 // rest is done; a PartialError, or for a single target its cause, if not all
@@ -250,7 +253,7 @@ func (e *PartialError) Unwrap() error { return e.Err }
 // and an absent flag refuses. Its audit record goes to the spool. An approval
 // then is an error.
 //
-// by.IfMatch is compared with the records of the targets, each with its flags.
+// by.IfMatch is for a single target, and compared with its record and flags.
 func (l *Ledger) SetStatus(ctx context.Context, by By, action StatusAction, targets []Target, opts StatusOptions) (Change, error) {
 	c := Change{Action: action, store: l.store, space: l.space}
 	targets, err := distinct(targets)
@@ -258,6 +261,8 @@ func (l *Ledger) SetStatus(ctx context.Context, by By, action StatusAction, targ
 		return c, fmt.Errorf("%v: %w", action, err)
 	}
 	switch {
+	case by.IfMatch != 0 && len(targets) > 1:
+		err = errorf(Invalid, "keygate.if_match", "If-Match is of one object, and %d are to be changed", len(targets))
 	case by.DryRun:
 		err = l.preview(ctx, by, &c, targets)
 	case len(targets) <= maxFlags:
@@ -266,7 +271,7 @@ func (l *Ledger) SetStatus(ctx context.Context, by By, action StatusAction, targ
 		err = l.setMany(ctx, by, &c, targets, opts)
 	}
 	var partial *PartialError
-	if err != nil && opts.Barrier && len(c.Flags) > 0 && ctx.Err() == nil && (!errors.Is(err, ErrNotFound) || errors.As(err, &partial)) {
+	if err != nil && opts.Barrier && !by.DryRun && len(c.Flags) > 0 && ctx.Err() == nil && (!errors.Is(err, ErrNotFound) || errors.As(err, &partial)) {
 		if askErr := c.ask(ctx, targets[0].Record.Organization); askErr != nil {
 			err = errors.Join(err, fmt.Errorf("no receipt: %w", askErr))
 		}
@@ -286,35 +291,41 @@ func (o StatusOptions) tell(done, total int) {
 
 // setMany changes more flags than one transaction holds.
 func (l *Ledger) setMany(ctx context.Context, by By, c *Change, targets []Target, opts StatusOptions) error {
-	var failed error
+	parts := l.journals(targets)
+	if by.Once != nil && len(parts) > 1 {
+		return errorf(Limit, "keygate.limit", "%d flags are too many for one change that is made once: %d of them fit", len(targets), len(parts[0]))
+	}
+	var missing error
 	done := 0
-	for _, part := range l.journals(targets) {
+	for _, part := range parts {
 		j, err := l.begin(ctx, by, c, part)
 		switch {
 		case c.Replayed:
 			c.Revision = j.rev
-			return nil
+			return err
 		case errors.Is(err, rpctypes.ErrNoSpace) && c.Action == Revoke: // by deletion, and each for itself
 			j = journal{}
 		case err != nil:
-			return errors.Join(failed, &PartialError{Done: len(c.Flags), Total: len(targets), Err: err})
+			return errors.Join(missing, &PartialError{Done: len(c.Flags), Total: len(targets), Err: err})
 		}
 		rest := by
-		rest.Once, rest.IfMatch = nil, 0 // the intent's own
+		rest.Once = nil // the intent's own
 		barrier := opts.Barrier && done+len(part) == len(targets)
 		err = l.setFlags(ctx, rest, c, part, j, barrier, func(n int) { opts.tell(done+n, len(targets)) })
-		failed = errors.Join(failed, err)
+		done += len(part)
 		var partial *PartialError
 		if errors.As(err, &partial) {
-			return failed
+			partial.Done, partial.Total = len(c.Flags), len(targets)
+			partial.Begun = partial.Begun && done == len(targets) // what comes behind is in no intent
+			return errors.Join(missing, err)
 		}
+		missing = errors.Join(missing, err)
 		if j.path != "" {
 			// What is left of it is found by whoever finishes: nothing to do.
 			_, _ = l.store.Do(ctx, clientv3.OpDelete(j.path))
 		}
-		done += len(part)
 	}
-	return failed
+	return missing
 }
 
 // setFlags changes flags, as many in a transaction as fit. The error may be a
@@ -352,12 +363,17 @@ func (l *Ledger) preview(ctx context.Context, by By, c *Change, targets []Target
 	var missing []Target
 	writes := map[string]write{}
 	for part := range slices.Chunk(targets, maxFlags) {
-		s := setter{l: l, by: by, change: c}
+		s := setter{l: l, by: by, change: c, record: l.record(by, targets[0].Record.Organization, c.Action.String(), "")}
 		if err := s.read(ctx, part); err != nil {
 			return fmt.Errorf("read: %w", err)
 		}
 		if err := s.plan(part); err != nil {
 			return err
+		}
+		if by.IfMatch != 0 {
+			if err := s.matches(ctx); err != nil {
+				return err
+			}
 		}
 		missing = append(missing, s.absent...)
 		c.Flags = append(c.Flags, s.flags...)
@@ -486,6 +502,10 @@ func (s *setter) set(ctx context.Context, targets []Target) ([]Target, error) {
 	err := s.attempt(budget, targets)
 	switch {
 	case err == nil:
+	case s.lost && s.change.NoSpace: // its record would otherwise be lost with the answer
+		s.record.Note = "etcd had no space left: done by deletion, as far as is known"
+		s.l.keep(s.record)
+		fallthrough
 	case s.lost:
 		return nil, fmt.Errorf("%w: %w: it may have taken place, now or in a moment: look at %s, or repeat it", ErrOutcomeUnknown, err, targets[0].Path(s.change.space))
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
@@ -530,6 +550,16 @@ func (s *setter) attempt(ctx context.Context, targets []Target) error {
 				return err
 			}
 		}
+		if e, there := s.view[s.auditPath()]; there {
+			// The transaction whose answer was lost took place, with the flags that
+			// were planned for it. What others have written since stays.
+			s.change.answered, s.change.Revision = time.Now(), e.rev
+			if s.barrier {
+				// Without an answer there is no receipt, and Change.Asked says so.
+				_ = s.change.ask(ctx, s.record.Organization)
+			}
+			return nil
+		}
 		if err := s.plan(targets); err != nil {
 			return err
 		}
@@ -542,6 +572,8 @@ func (s *setter) attempt(ctx context.Context, targets []Target) error {
 			continue
 		}
 		switch {
+		case errors.Is(err, rpctypes.ErrLeaseNotFound): // of the Once: etcd was restored
+			s.l.once.forget()
 		case err != nil && !refused(err):
 			s.lost = true
 			// Read what became of it. To write once more is safe: a transaction
@@ -578,7 +610,7 @@ func (s *setter) read(ctx context.Context, targets []Target) error {
 	for _, t := range targets {
 		ops = append(ops, clientv3.OpGet(t.Path(space)))
 	}
-	ops = append(ops, clientv3.OpGet(s.auditPath()))
+	ops = append(ops, clientv3.OpGet(s.auditPath()), clientv3.OpGet(s.intents(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(1)))
 	if s.once != nil {
 		ops = append(ops, clientv3.OpGet(s.oncePath()))
 	}
@@ -704,7 +736,7 @@ func (s *setter) commit(ctx context.Context) (*clientv3.TxnResponse, error) {
 		now, there := s.view[f.Path]
 		conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(f.Path), "=", now.rev))
 		switch {
-		case s.done(f.Target, now, there):
+		case s.done(f.Target, now, there) && !s.after(now):
 		case s.change.NoSpace:
 			ops = append(ops, clientv3.OpDelete(f.Path))
 		default:
@@ -714,22 +746,23 @@ func (s *setter) commit(ctx context.Context) (*clientv3.TxnResponse, error) {
 	for path := range s.guards {
 		conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(path), "=", s.view[path].rev))
 	}
-	// The record tells of a transaction whose answer was lost that it took place:
-	// it is written once.
-	if _, there := s.view[s.auditPath()]; !there && !s.change.NoSpace {
-		s.describe()
+	s.describe()
+	if !s.change.NoSpace {
+		// The record is written once, so it tells of a transaction whose answer was
+		// lost whether it took place.
 		conditions = append(conditions, clientv3.Compare(clientv3.CreateRevision(s.auditPath()), "=", 0))
 		ops = append(ops, clientv3.OpPut(s.auditPath(), s.record.Value()))
 		if s.once != nil {
-			op, err := s.l.keepOnce(ctx, s.once, s.organization(), s.by.Actor, nil)
+			op, err := s.l.keepOnce(ctx, s.once, s.record.Organization, s.by.Actor, nil)
 			if err != nil {
 				return nil, fmt.Errorf("%w: %w", errNotSent, err)
 			}
 			conditions = append(conditions, clientv3.Compare(clientv3.CreateRevision(s.oncePath()), "=", 0))
 			ops = append(ops, op)
 		}
-	} else if s.change.NoSpace {
-		s.describe()
+		if s.change.Action == Revoke {
+			conditions = append(conditions, clientv3.Compare(clientv3.CreateRevision(s.intents()), "<", s.revision+1).WithPrefix())
+		}
 	}
 	if s.by.IfMatch != 0 {
 		for folder := range s.folders() {
@@ -740,13 +773,31 @@ func (s *setter) commit(ctx context.Context) (*clientv3.TxnResponse, error) {
 	case s.barrier && s.change.NoSpace:
 		ops = append(ops, listReplicas(s.change.space))
 	case s.barrier:
-		ops = append(ops, barrierOps(s.change.space, s.organization())...)
+		ops = append(ops, barrierOps(s.change.space, s.record.Organization)...)
 	case len(ops) == 0:
 		// Without an operation a member compares with what it has itself, however old.
 		ops = append(ops, clientv3.OpGet(s.flags[0].Path, clientv3.WithCountOnly()))
 	}
 	return send(ctx, s.change.store, conditions, ops)
 }
+
+// after tells whether a flag that is as it should be is written all the same: a
+// revocation is newer than every intent that is there, and must look it, or the
+// late half of an approval would undo it.
+func (s *setter) after(now entry) bool {
+	if s.change.Action != Revoke || s.change.NoSpace || s.journal.rev != 0 && now.rev > s.journal.rev {
+		return false
+	}
+	for path := range s.view {
+		if strings.HasPrefix(path, s.intents()) && path != s.journal.path {
+			return true
+		}
+	}
+	return false
+}
+
+// intents is the folder of the organization's.
+func (s *setter) intents() string { return s.change.space.Intent(s.record.Organization, "") }
 
 // describe lists the flags that change in the audit record.
 func (s *setter) describe() {
@@ -801,8 +852,6 @@ func (s *setter) auditPath() string {
 func (s *setter) oncePath() string {
 	return s.once.path(s.change.space, s.record.Organization, s.by.Actor)
 }
-
-func (s *setter) organization() authz.Organization { return s.record.Organization }
 
 var errNotSent = errors.New("not sent")
 

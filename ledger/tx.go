@@ -153,7 +153,7 @@ func (l *Ledger) try(ctx context.Context, by By, org authz.Organization, record 
 	}
 	for attempt := range maxPlans {
 		if attempt > 0 { // apart from those who try the same
-			pause(ctx, rand.N(min(time.Millisecond<<attempt, maxPause)))
+			pause(ctx, rand.N(min(time.Millisecond<<min(attempt, 10), maxPause)))
 		}
 		t := &tx{l: l, by: by, org: org, record: record, view: view{}, guards: map[string]bool{}, writes: map[string]write{}}
 		own := l.space.Audit(org) + record.ID
@@ -248,6 +248,7 @@ type tx struct {
 	view     view
 	guards   map[string]bool  // every path that was asked for
 	prefixes map[string]bool  // below which nothing may have been created since
+	frozen   map[string]bool  // below which nothing may have been written since
 	writes   map[string]write // by path
 	folders  []string         // prefixes that are deleted
 	intents  []intent
@@ -294,6 +295,15 @@ func (t *tx) peek(ctx context.Context, prefix string, limit int64) ([]string, er
 		return nil, err
 	}
 	return answers[0], nil
+}
+
+// freeze demands that nothing below a prefix has been written since the read, in
+// one comparison. What was deleted since is not seen.
+func (t *tx) freeze(prefix string) {
+	if t.frozen == nil {
+		t.frozen = map[string]bool{}
+	}
+	t.frozen[prefix] = true
 }
 
 // maxList of a folder that is compared key by key.
@@ -366,7 +376,7 @@ func (t *tx) check(revision int64) error {
 
 // size is how many operations and comparisons there are so far.
 func (t *tx) size() int {
-	return max(len(t.writes)+len(t.folders)+len(t.intents), len(t.guards)+len(t.prefixes)) + 3
+	return max(len(t.writes)+len(t.folders)+len(t.intents), len(t.guards)+len(t.prefixes)+len(t.frozen)) + 3
 }
 
 // overlay is the value that a path will have.
@@ -428,6 +438,9 @@ func (t *tx) commit(ctx context.Context, result any) (*clientv3.TxnResponse, err
 	for prefix := range t.prefixes {
 		conditions = append(conditions, clientv3.Compare(clientv3.CreateRevision(prefix), "<", t.rev+1).WithPrefix())
 	}
+	for prefix := range t.frozen {
+		conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(prefix), "<", t.rev+1).WithPrefix())
+	}
 	var ops []clientv3.Op
 	for _, w := range t.writes {
 		if w.deletion {
@@ -449,6 +462,13 @@ func (t *tx) commit(ctx context.Context, result any) (*clientv3.TxnResponse, err
 			return nil, fmt.Errorf("%w: %w", errNotSent, err)
 		}
 		ops = append(ops, op)
+	}
+	size := 0
+	for _, op := range ops {
+		size += len(op.KeyBytes()) + len(op.ValueBytes()) + 32
+	}
+	if size > maxRequest { // the client would not send it, in words of its own
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", rpctypes.ErrRequestTooLarge, size, maxRequest)
 	}
 	if len(ops) > maxOps || len(conditions) > maxOps {
 		return nil, fmt.Errorf("%w: %d operations and %d comparisons, at most %d", rpctypes.ErrTooManyOps, len(ops), len(conditions), maxOps)

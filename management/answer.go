@@ -119,7 +119,7 @@ func refusalOf(err error) (out *refusal) {
 		return out
 	}
 	var refused *ledger.Error
-	if errors.As(err, &refused) {
+	if errors.As(err, &refused) && !errors.Is(err, ledger.ErrOutcomeUnknown) {
 		message := refused.Message
 		if strings.HasPrefix(refused.Code, "keygate.") { // else the words are Apigee's own
 			message = refused.Error()

@@ -193,7 +193,7 @@ func (c *call) receipt(done ledger.Change) (r received, err error) {
 }
 
 // maxTargets of one request.
-const maxTargets = 10_000
+const maxTargets = 5000
 
 // target is one of POST statuses: a key, a product on it, an app or a developer,
 // the last two by their ids.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -40,6 +41,7 @@ type manager struct {
 	listener net.Listener // nil: no API
 	http     *http.Server
 	token    string // file of the admin token; "" for none
+	secret   string // the admin token until it is in its file; of tidy's goroutine
 }
 
 // newManager takes the address and talks to nobody yet.
@@ -170,38 +172,59 @@ func (m *manager) tidyOnce(ctx context.Context) error {
 }
 
 // makeToken writes a token for the administrator of this machine into the data
-// directory, if there is no such file.
+// directory, if there is no such file. It says so if there is one and etcd does
+// not know it, as after a restore of an older snapshot.
 func (m *manager) makeToken(ctx context.Context) error {
-	_, err := os.Lstat(m.token)
+	text, err := os.ReadFile(m.token)
 	if err == nil {
-		return nil
+		_, err := m.ledger.Authenticate(ctx, strings.TrimSpace(string(text)))
+		if errors.Is(err, ledger.ErrUnauthenticated) {
+			m.log.Warn("etcd does not know the admin token in the data directory: delete the file and start again to have a new one", "file", m.token)
+			return nil
+		}
+		return err
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("admin token: %w", err)
 	}
-	host, _ := os.Hostname() // for people
-	by := ledger.By{Actor: audit.Actor{Kind: audit.ActorKeygate, Name: host}, Reason: "the first start in this data directory"}
-	secret, _, _, err := m.ledger.CreateToken(ctx, by, access.Token{
-		Name: "admin@" + host, Role: access.Admin, Organization: access.AllOrganizations, ExpiresAt: access.NeverExpires,
-	})
-	if err != nil {
+	if m.secret == "" { // else it was made, and could not be written
+		host, _ := os.Hostname() // for people
+		by := ledger.By{Actor: audit.Actor{Kind: audit.ActorKeygate, Name: host}, Reason: "the first start in this data directory"}
+		m.secret, _, _, err = m.ledger.CreateToken(ctx, by, access.Token{
+			Name: "admin@" + host, Role: access.Admin, Organization: access.AllOrganizations, ExpiresAt: access.NeverExpires,
+		})
+		if err != nil {
+			m.secret = ""
+			return fmt.Errorf("admin token: %w", err)
+		}
+	}
+	if err := writeWhole(m.token, m.secret+"\n"); err != nil {
 		return fmt.Errorf("admin token: %w", err)
 	}
-	// Whole or not at all: under its name only when it is on the disk.
-	f, err := os.CreateTemp(filepath.Dir(m.token), filepath.Base(m.token)+".*.tmp") // 0600
+	m.secret = ""
+	m.log.Info("made an admin token", "file", m.token)
+	return nil
+}
+
+// writeWhole writes a file that nobody else may read: whole, or not at all.
+func writeWhole(name, content string) error {
+	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*.tmp") // 0600
 	if err != nil {
-		return fmt.Errorf("admin token: %w", err)
+		return err
 	}
-	_, err = f.WriteString(secret + "\n")
+	_, err = f.WriteString(content)
 	if err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), m.token)
+		err = os.Rename(f.Name(), name)
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
-		return fmt.Errorf("admin token: %w", err)
+		return err
 	}
-	m.log.Info("made an admin token", "file", m.token)
-	return nil
+	dir, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -209,7 +209,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if plain := inPlainText(s.cfg.Etcd); len(plain) > 0 {
 		s.log.Warn("etcd is reached without TLS: whoever stands in between can open any key; use https://", "endpoints", plain)
 	}
-	failed := make(chan error, 8) // one for each part
+	failed := make(chan error, 16) // more than there are parts
 	// start runs a part on a context of its own and returns how to stop it.
 	start := func(what string, run func(context.Context) error) (stop func()) {
 		part, cancel := context.WithCancel(context.WithoutCancel(ctx))
