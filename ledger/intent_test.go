@@ -25,7 +25,8 @@ const testOrg = authz.Organization("acme")
 // that write, none is taken any more.
 type failing struct {
 	*clientv3.Client
-	left int
+	left   int
+	refuse int // the transaction, counted down from left, that alone is refused
 }
 
 var errKilled = fmt.Errorf("%w: killed here", errNotSent)
@@ -61,6 +62,9 @@ func (t *failingTxn) Commit() (*clientv3.TxnResponse, error) {
 			return nil, errKilled
 		}
 		t.f.left--
+		if t.f.left+1 == t.f.refuse {
+			return nil, rpctypes.ErrTooManyRequests
+		}
 	}
 	return t.Txn.Commit()
 }
@@ -155,6 +159,124 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
+// A change that is repeated is done before it is answered, though the first time
+// left most of it.
+func TestRepeatedHalfWay(t *testing.T) {
+	client := etcdtest.Start(t).Client(t)
+	l := testLedger(t, client, &failing{Client: client, left: 100, refuse: 99})
+	targets := manyFlags(t, l, client, 100, "approved")
+	by := By{Once: &Once{Key: "k", Request: [32]byte{1}}}
+	if c, err := l.SetStatus(t.Context(), by, Revoke, targets, StatusOptions{}); err == nil || len(c.Flags) != 0 {
+		t.Fatalf("the first time: got %d flags, %v, want an error behind the intent", len(c.Flags), err)
+	}
+	c, err := l.SetStatus(t.Context(), by, Revoke, targets, StatusOptions{})
+	if got := count(t, l, client, targets, "revoked"); err != nil || !c.Replayed || got != len(targets) {
+		t.Errorf("the second time: got %d revoked, replayed %v, %v, want all", got, c.Replayed, err)
+	}
+}
+
+// An intent of which something is absent stays until the rest is done.
+func TestFinishPartly(t *testing.T) {
+	client := etcdtest.Start(t).Client(t)
+	f := &failing{Client: client, left: 1}
+	l := testLedger(t, client, f)
+	targets := manyFlags(t, l, client, 150, "approved")
+	if _, err := l.SetStatus(t.Context(), By{}, Revoke, targets, StatusOptions{}); err == nil {
+		t.Fatal("got no error, want the change cut off")
+	}
+	if _, err := client.Delete(t.Context(), targets[0].Path(l.space)); err != nil {
+		t.Fatal(err)
+	}
+	f.left, f.refuse = 100, 99
+	if n, err := l.finish(t.Context(), 0); n != 0 || err == nil {
+		t.Errorf("half-way: got %d finished, %v", n, err)
+	}
+	if n, err := l.finish(t.Context(), 0); n != 1 || err != nil {
+		t.Errorf("then: got %d finished, %v", n, err)
+	}
+	if got := count(t, l, client, targets, "revoked"); got != len(targets)-1 {
+		t.Errorf("got %d revoked, want %d", got, len(targets)-1)
+	}
+}
+
+// A revocation of a flag that is revoked already comes after an approval that
+// began before it, though the approval is finished later.
+func TestRevocationBehindIntent(t *testing.T) {
+	client := etcdtest.Start(t).Client(t)
+	l := testLedger(t, client, &failing{Client: client, left: 1})
+	targets := manyFlags(t, l, client, 100, "revoked")
+	if _, err := l.SetStatus(t.Context(), By{}, Approve, targets, StatusOptions{}); err == nil {
+		t.Fatal("got no error, want the change cut off")
+	}
+	next := New(Config{Store: client, Space: l.space})
+	if c, err := next.SetStatus(t.Context(), By{}, Revoke, targets[50:51], StatusOptions{}); err != nil || c.Changed() != 0 {
+		t.Fatalf("revoke: got %+v, %v", c, err)
+	}
+	if _, err := next.finish(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if got := count(t, l, client, targets[50:51], "revoked"); got != 1 {
+		t.Error("a key that was revoked after the approval began is approved")
+	}
+	if got := count(t, l, client, targets, "approved"); got != 99 {
+		t.Errorf("got %d approved, want the other 99", got)
+	}
+}
+
+// Keys with more products than a transaction holds are cleaned up too, and those
+// that an app of the same id has again stay.
+func TestCleanup(t *testing.T) {
+	client := etcdtest.Start(t).Client(t)
+	l := testLedger(t, client, nil)
+	put := func(path, value string) {
+		t.Helper()
+		if _, err := client.Put(t.Context(), path, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	key := func(n byte, products int) keyspace.Record {
+		r := keyspace.KeyRecord(testOrg, authz.KeyID{n})
+		put(l.space.Details(r), `{"v":1,"appId":"a","developerId":"d","expiresAt":-1}`)
+		put(l.space.Status(r), "approved")
+		put(l.space.IndexAppKeys(testOrg, "a")+r.Key.String(), "")
+		for i := range products {
+			p := authz.ProductName(fmt.Sprint("p", i))
+			put(l.space.KeyProduct(r, p), "approved")
+			put(l.space.IndexProductKeys(testOrg, p)+r.Key.String(), "")
+		}
+		return r
+	}
+	for n, products := range []int{26, 40, 150, 0, 3} {
+		key(byte(n), products)
+	}
+	in := l.newIntent(By{}, cleanup)
+	in.App = "a"
+	put(l.space.Intent(testOrg, in.ID), in.value())
+	kept := keyspace.KeyRecord(testOrg, authz.KeyID{4}) // listed again
+	put(l.space.Details(keyspace.AppRecord(testOrg, "a")), `{"v":1,"appId":"a","developerId":"d","credentials":["`+kept.Key.String()+`"]}`)
+	fresh := key(9, 2)
+	if n, err := l.finish(t.Context(), 0); n != 1 || err != nil {
+		t.Fatalf("got %d finished, %v, want 1", n, err)
+	}
+	resp, err := client.Get(t.Context(), l.space.Watched(), clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := 0
+	for _, kv := range resp.Kvs {
+		path := string(kv.Key)
+		switch {
+		case strings.HasPrefix(path, l.space.Folder(kept)), strings.HasPrefix(path, l.space.Folder(fresh)):
+			left++
+		case !strings.HasPrefix(path, l.space.Folder(keyspace.AppRecord(testOrg, "a"))):
+			t.Errorf("left: %s", path)
+		}
+	}
+	if left != 2+3+2+2 {
+		t.Errorf("got %d values of the keys that stay, want all 9", left)
+	}
+}
+
 // An intent of a newer keygate stays, and is said.
 func TestForeignIntent(t *testing.T) {
 	client := etcdtest.Start(t).Client(t)
@@ -219,6 +341,10 @@ func TestOnce(t *testing.T) {
 		}
 	}
 
+	// The lease is gone, as after a restore.
+	if _, err := client.Revoke(t.Context(), l.once.id); err != nil {
+		t.Fatal(err)
+	}
 	flag := Target{Record: keyspace.AppRecord(testOrg, "a")}
 	if _, err := client.Put(t.Context(), flag.Path(l.space), "approved"); err != nil {
 		t.Fatal(err)
