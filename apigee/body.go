@@ -344,6 +344,11 @@ func (m *member) read(raw json.RawMessage) (any, *catalog.FieldError) {
 				return nil, within(i, &catalog.FieldError{Message: err.Error()})
 			}
 		}
+		if m.all != nil {
+			if bad := (*catalog.FieldError)(nil); errors.As(m.all(v), &bad) {
+				return nil, bad
+			}
+		}
 	}
 	return v, nil
 }

@@ -24,6 +24,8 @@ type member struct {
 	// check of a text, or of each of several texts; nil means at most one line
 	// of 255 bytes.
 	check func(s string) error
+	// all checks several texts together; nil means nothing.
+	all func(s []string) error
 	// fallback is shown where nothing is stored.
 	fallback string
 }
@@ -81,7 +83,7 @@ var appNoun = sorted(
 	member{name: catalog.MemberLastModifiedAt, shape: integer, use: ignored},
 	member{name: catalog.MemberLastModifiedBy, use: ignored | edgeOnly | whenEmpty},
 	member{name: catalog.MemberName},
-	member{name: catalog.MemberScopes, shape: texts, use: whenEmpty, check: catalog.CheckScope},
+	member{name: catalog.MemberScopes, shape: texts, use: whenEmpty, check: catalog.CheckScope, all: catalog.CheckScopes},
 	member{name: catalog.MemberStatus, use: ignored},
 	member{name: "appGroup", use: ignored},
 	member{name: "companyName", use: ignored},
@@ -97,7 +99,7 @@ var credentialNoun = sorted(
 	member{name: catalog.MemberExpiresAt, shape: integer, use: ignored},
 	member{name: memberExpiresIn, shape: integer, use: unshown},
 	member{name: catalog.MemberIssuedAt, shape: integer, use: ignored},
-	member{name: catalog.MemberScopes, shape: texts, use: whenEmpty, check: catalog.CheckScope},
+	member{name: catalog.MemberScopes, shape: texts, use: whenEmpty, check: catalog.CheckScope, all: catalog.CheckScopes},
 	member{name: catalog.MemberStatus, use: ignored},
 )
 
@@ -150,7 +152,7 @@ var productNoun = sorted(
 	member{name: memberQuotaCounter, check: oneOf("PROXY", "OPERATION", "PRODUCT", "QUOTA_COUNTER_SCOPE_UNSPECIFIED")},
 	member{name: "quotaInterval", shape: textOrNumber},
 	member{name: memberQuotaTimeUnit, check: checkTimeUnit},
-	member{name: catalog.MemberScopes, shape: texts, use: whenEmpty, check: catalog.CheckScope},
+	member{name: catalog.MemberScopes, shape: texts, use: whenEmpty, check: catalog.CheckScope, all: catalog.CheckScopes},
 	member{name: "space"},
 )
 

@@ -4,6 +4,7 @@
 package catalog
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -162,6 +163,55 @@ func CheckScope(scope string) error {
 	return nil
 }
 
+// Bounds of the scopes of one noun.
+const (
+	MaxScopes      = 100
+	MaxScope       = 255     // bytes of each
+	MaxScopesBytes = 4 << 10 // of all together
+)
+
+// CheckScopes tells the first thing that is wrong with the scopes of a noun, as
+// a [*FieldError] whose pointer begins at their list. What is imported may have
+// more of them, and longer ones, up to MaxScopesBytes.
+func CheckScopes(scopes []string) error {
+	if len(scopes) > MaxScopes {
+		return &FieldError{Message: fmt.Sprintf("has %d scopes, want at most %d", len(scopes), MaxScopes)}
+	}
+	for i, s := range scopes {
+		err := CheckScope(s)
+		if err == nil {
+			err = CheckText(s, MaxScope)
+		}
+		if err != nil {
+			return &FieldError{fmt.Sprintf("/%d", i), err.Error()}
+		}
+	}
+	return checkScopesBytes(scopes)
+}
+
+func checkScopesBytes(scopes []string) error {
+	n := 0
+	for _, s := range scopes {
+		n += len(s)
+	}
+	if n > MaxScopesBytes {
+		return &FieldError{Message: fmt.Sprintf("has scopes of %d bytes together, want at most %d", n, MaxScopesBytes)}
+	}
+	return nil
+}
+
+// checkKeptScopes is what is asked of the scopes of something that is imported.
+func checkKeptScopes(details jsonobject.Object) error {
+	var scopes []string
+	if raw, ok := details.Get(MemberScopes); !ok || json.Unmarshal(raw, &scopes) != nil {
+		return nil // whoever reads them says what is wrong with it
+	}
+	if err := checkScopesBytes(scopes); err != nil {
+		return fmt.Errorf("%q %w", MemberScopes, err)
+	}
+	return nil
+}
+
 // MinKeyLength of a consumer key that is not weak: its hash is stored unsalted,
 // and a short key could be found from it.
 const MinKeyLength = 16
@@ -214,6 +264,9 @@ func (a App) Validate() error {
 			return err
 		}
 	}
+	if err := checkKeptScopes(a.Details); err != nil {
+		return err
+	}
 	seen := make(map[authz.KeyID]bool, len(a.Credentials))
 	for _, c := range a.Credentials {
 		if seen[c.Key] {
@@ -242,6 +295,9 @@ func (c Credential) Validate() error {
 		if err := CheckCredentialMember(m.Name); err != nil {
 			return err
 		}
+	}
+	if err := checkKeptScopes(c.Details); err != nil {
+		return err
 	}
 	seen := make(map[authz.ProductName]bool, len(c.Products))
 	for _, p := range c.Products {

@@ -107,6 +107,10 @@ func alphanumeric(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 }
 
+// tokenPrefix that every management token begins with. One that is mistaken for
+// a consumer key would travel with every request of the app.
+const tokenPrefix = "kgm_"
+
 // CheckOwnKey tells whether key can be a consumer key that its creator chose:
 // a key that is not weak, of letters, digits, _ and -. The error does not hold
 // the key.
@@ -116,6 +120,8 @@ func CheckOwnKey(key string) error {
 		return errors.New(`is "create", which the API uses itself`)
 	case key == "":
 		return fmt.Errorf("is empty, want %d to %d characters", MinKeyLength, authz.MaxKeyLength)
+	case strings.HasPrefix(key, tokenPrefix):
+		return errors.New("looks like a management token, which is no consumer key")
 	}
 	if err := checkOwn(key); err != nil {
 		return err

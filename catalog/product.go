@@ -63,7 +63,7 @@ func (p Product) Validate() error {
 			return err
 		}
 	}
-	return nil
+	return checkKeptScopes(p.Details)
 }
 
 // CheckProductMember tells whether a member of that name can be kept in a

@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"keygate/authz"
 )
@@ -51,7 +52,8 @@ type Config struct {
 	// Server is the URL before /v1: http://, https:// or unix:///path. Empty
 	// needs a Transport.
 	Server string
-	// Organization that all methods speak of; required.
+	// Organization that all methods speak of; required. "*" is all of them, which
+	// only Audit takes: its records are those of no one organization.
 	Organization authz.Organization
 	// Token is sent with every request; empty sends none.
 	Token Secret
@@ -84,6 +86,9 @@ type Client struct {
 func New(cfg Config) (*Client, error) {
 	if cfg.Organization == "" {
 		return nil, errors.New("management client: no organization")
+	}
+	if strings.ContainsFunc(cfg.Token.Reveal(), unicode.IsControl) {
+		return nil, errors.New("management client: the token holds a line break or another control character")
 	}
 	server := strings.TrimRight(cfg.Server, "/")
 	transport := cfg.Transport

@@ -363,6 +363,7 @@ func TestUnixSocket(t *testing.T) {
 func TestNew(t *testing.T) {
 	for _, cfg := range []client.Config{
 		{}, {Server: "http://a"}, {Organization: "acme"}, {Organization: "acme", Server: "a:1"}, {Organization: "acme", Server: "ftp://a"},
+		{Organization: "acme", Server: "http://a", Token: "a\nb"},
 	} {
 		if _, err := client.New(cfg); err == nil {
 			t.Errorf("%+v: got no error", cfg)

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // check applies the rules between settings, for the groups that a command
@@ -187,13 +187,36 @@ func (c *Config) EtcdPassword() (string, error) {
 }
 
 // Token returns the management token: that of KEYGATE_TOKEN, else what
-// TokenFile holds; "" if neither is given. A file that the group or others may
+// TokenFile holds; "" if neither is given. One newline at its end is not part of
+// it, and a token that holds a control character is refused. A file that the group or others may
 // read is refused. The caller keeps the token out of logs.
 func (c *Config) Token() (string, error) {
 	if token := c.secrets[variableToken]; token != "" || c.TokenFile == "" {
-		return token, nil
+		return checkToken(variableToken, withoutNewline(token))
 	}
-	return readLine(c.TokenFile)
+	return readToken(c.TokenFile)
+}
+
+// readToken reads a private file that holds a token.
+func readToken(name string) (string, error) {
+	token, err := readLine(name)
+	if err != nil {
+		return "", err
+	}
+	return checkToken(name, token)
+}
+
+// checkToken returns the token that where holds, if a header can hold it too.
+func checkToken(where, token string) (string, error) {
+	if strings.ContainsFunc(token, unicode.IsControl) {
+		return "", fmt.Errorf("%s holds a line break or another control character, want a token as it was printed", where)
+	}
+	return token, nil
+}
+
+// withoutNewline drops one newline at the end.
+func withoutNewline(s string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(s, "\n"), "\r")
 }
 
 // AdminTokenPath is the file of the token that the server writes at its first
@@ -211,7 +234,7 @@ func (c *Config) AdminToken() (string, error) {
 	if c.AdminTokenPath() == "" {
 		return "", fs.ErrNotExist
 	}
-	return readLine(c.AdminTokenPath())
+	return readToken(c.AdminTokenPath())
 }
 
 // AuditSpool is the folder where audit records wait that the embedded etcd has
@@ -285,12 +308,12 @@ func readLine(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	line := bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
+	line := withoutNewline(string(text))
 	switch {
 	case len(line) == 0:
 		return "", fmt.Errorf("%s is empty", name)
-	case bytes.ContainsAny(line, "\n\r\x00"):
+	case strings.ContainsAny(line, "\n\r\x00"):
 		return "", fmt.Errorf("%s holds more than one line", name)
 	}
-	return string(line), nil
+	return line, nil
 }

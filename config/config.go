@@ -178,6 +178,10 @@ func (c *Config) Values() []Value {
 
 // Flags are the settings that a command takes as flags.
 type Flags struct {
+	// AllOrganizations tells that the command takes --org '*', which is
+	// [keyspace.AllOrganizations]. The environment and the file cannot give it.
+	AllOrganizations bool
+
 	groups []Group
 	values map[string]*flagValue
 }
@@ -263,7 +267,11 @@ func (f *Flags) Load(environ []string) (*Config, error) {
 			in = input{text: s.def, where: "default of --" + s.name}
 		}
 		c.sources[s.name] = in.source
-		if err := s.set(c, in.text); err != nil {
+		err := s.set(c, in.text)
+		if s.group == Org && f.AllOrganizations && in.source.Kind == FromFlag && c.Organization == keyspace.AllOrganizations {
+			err = nil
+		}
+		if err != nil {
 			problems = append(problems, fmt.Errorf("%s: %w", in.where, err))
 		}
 	}

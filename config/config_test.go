@@ -406,6 +406,7 @@ func TestSecrets(t *testing.T) {
 	}
 	token, open, empty := file("token", "canary-token\n", 0o600), file("open", "canary", 0o644), file("empty", "", 0o600)
 	keys := file("sealing-key", "# the second\nb:canary\na:canary\n", 0o600)
+	escape := file("escape", "canary\x1b[2J", 0o600)
 	file("admin-token", "canary-admin\n", 0o600)
 	for _, tt := range []struct {
 		args, env                  string
@@ -418,6 +419,7 @@ func TestSecrets(t *testing.T) {
 		{"--data-dir " + dir, "KEYGATE_TOKEN=canary-env KEYGATE_SEALING_KEY=c:canary", "canary-env", "c:canary", "", "", false},
 		{"--data-dir " + dir + "/none", "", "", "", dir + "/none/sealing-key", "no such file", true},
 		{"--token-file " + open + " --data-dir " + dir, "", "", "# the second\nb:canary\na:canary\n", keys, "open has mode 0644", true},
+		{"--data-dir " + dir + " --token-file " + escape, "", "", "# the second\nb:canary\na:canary\n", keys, "escape holds a line break or another control character", true},
 		{"--sealing-key-file " + open, "", "", "", open, "open has mode 0644", false},
 		{"--sealing-key-file " + empty, "", "", "", empty, "empty is empty", false},
 	} {

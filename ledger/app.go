@@ -119,6 +119,9 @@ func (l *Ledger) CreateApp(ctx context.Context, by By, org authz.Organization, d
 	id := authz.AppID(newUUID())
 	r := keyspace.AppRecord(org, id)
 	done, err = l.change(ctx, by, org, "create", fmt.Sprintf("app %q", spec.Name), func(ctx context.Context, t *tx) (any, error) {
+		if err := t.check(0); err != nil { // there is nothing yet
+			return nil, err
+		}
 		t.record.Object = l.space.Details(r)
 		owner, err := t.developer(ctx, developer)
 		if err != nil {
@@ -138,7 +141,9 @@ func (l *Ledger) CreateApp(ctx context.Context, by By, org authz.Organization, d
 		}
 		o = o.With(catalog.MemberName, spec.Name).With(catalog.MemberAppID, id).With(catalog.MemberDeveloperID, owner).
 			With(catalog.MemberCredentials, []authz.KeyID{key.id})
-		t.put(l.space.Details(r), stored(sorted(stamp(o, by, now, true))))
+		if err := t.create(r, sorted(stamp(o, by, now, true))); err != nil {
+			return nil, err
+		}
 		t.put(l.space.Status(r), authz.StatusApproved.String())
 		if err := t.addKey(ctx, id, owner, key); err != nil {
 			return nil, err
@@ -165,6 +170,9 @@ func (a *App) settle(done Done) {
 // check what is asked of an app, its name apart.
 func (s AppSpec) check() error {
 	if err := checkAttributes(s.Details); err != nil {
+		return err
+	}
+	if err := checkScopes(s.Details); err != nil {
 		return err
 	}
 	if err := catalog.CheckCallbackURL(text(s.Details, catalog.MemberCallbackURL)); err != nil {
@@ -245,7 +253,9 @@ func (l *Ledger) updateApp(ctx context.Context, by By, org authz.Organization, d
 				return nil, err
 			}
 		}
-		t.rewrite(p.record, stamp(o, by, now, false))
+		if err := t.rewrite(p.record, stamp(o, by, now, false)); err != nil {
+			return nil, err
+		}
 		updated, _ = t.appWithKeys(t.state(t.overlay), p.id, p.indexed)
 		key.reveal(updated.Credentials)
 		return updated, nil

@@ -184,7 +184,7 @@ func TestDeleteAppWithManyKeys(t *testing.T) {
 	b.mustProducts("Weather")
 	a := b.mustApp("ann@example.com", "A", "Weather")
 	const own = "my-own-consumer-key-of-2026"
-	for i := range 45 {
+	for i := range 79 {
 		spec := ledger.KeySpec{}
 		if i == 0 {
 			spec.Key = own
@@ -197,8 +197,8 @@ func TestDeleteAppWithManyKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	app := must(b.App(b.ctx(), org, a.ID))
-	if len(app.Credentials) != 46 {
-		t.Fatalf("%d keys, want 46", len(app.Credentials))
+	if len(app.Credentials) != 80 {
+		t.Fatalf("%d keys, want 80", len(app.Credentials))
 	}
 	one, ctx := b.cutOff()
 	if _, _, err := one.DeleteApp(ctx, by, org, "ann@example.com", "A"); err != nil {

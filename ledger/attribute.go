@@ -106,8 +106,7 @@ func (l *Ledger) changeAttributes(ctx context.Context, by By, org authz.Organiza
 		if err != nil {
 			return nil, err
 		}
-		t.rewrite(r, stamp(catalog.WithAttributes(o, all), by, now, false))
-		return result, nil
+		return result, t.rewrite(r, stamp(catalog.WithAttributes(o, all), by, now, false))
 	})
 }
 

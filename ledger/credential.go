@@ -138,7 +138,9 @@ func (t *tx) addKey(ctx context.Context, app authz.AppID, developer authz.Develo
 		With(catalog.MemberExpiresAt, k.expires).
 		With(catalog.MemberIssuedAt, k.issued).
 		With(catalog.MemberScopes, append([]string{}, k.scopes...))
-	t.put(t.l.space.Details(r), encoded(merge(head, o, nil)))
+	if err := t.rewrite(r, merge(head, o, nil)); err != nil {
+		return err
+	}
 	t.put(t.l.space.Status(r), authz.StatusApproved.String())
 	t.put(t.l.space.IndexAppKeys(t.org, app)+k.id.String(), "")
 	return nil
@@ -240,6 +242,15 @@ func (t *tx) addProducts(ctx context.Context, r keyspace.Record, fresh, all []au
 	return nil
 }
 
+// checkScopes tells what is wrong with the scopes among the members of what was
+// handed in.
+func checkScopes(o jsonobject.Object) error {
+	if err := catalog.CheckScopes(words(o, catalog.MemberScopes)); err != nil {
+		return invalid("/"+catalog.MemberScopes, err)
+	}
+	return nil
+}
+
 // Errors of keys.
 func noKey() *Error {
 	return errorf(NotFound, "keymanagement.service.InvalidClientIdForGivenApp", "Invalid consumer key for Given App")
@@ -326,6 +337,9 @@ func (l *Ledger) CreateKey(ctx context.Context, by By, org authz.Organization, d
 	if err := catalog.CheckAttributes(k.attributes); err != nil {
 		return created, done, invalid("/"+catalog.MemberAttributes, err)
 	}
+	if err := catalog.CheckScopes(k.scopes); err != nil {
+		return created, done, invalid("/"+catalog.MemberScopes, err)
+	}
 	if err := catalog.CheckExpiresInSeconds(spec.ExpiresIn); err != nil {
 		return created, done, invalid("/expiresInSeconds", err)
 	}
@@ -337,7 +351,7 @@ func (l *Ledger) CreateKey(ctx context.Context, by By, org authz.Organization, d
 		if err != nil {
 			return nil, err
 		}
-		o, err := t.rewritten(p.record)
+		o, err := t.changeApp(ctx, &p)
 		if err != nil {
 			return nil, err
 		}
@@ -348,7 +362,9 @@ func (l *Ledger) CreateKey(ctx context.Context, by By, org authz.Organization, d
 		if err := t.addKey(ctx, p.id, p.developer, k); err != nil {
 			return nil, err
 		}
-		t.rewrite(p.record, stamp(o, by, now, false))
+		if err := t.rewrite(p.record, stamp(o, by, now, false)); err != nil {
+			return nil, err
+		}
 		created, _, _ = t.credentialIn(t.state(t.overlay), k.id)
 		created.ConsumerKey, created.ConsumerSecret = k.key, k.secret
 		return created, nil
@@ -384,7 +400,9 @@ func (l *Ledger) changeKey(ctx context.Context, by By, org authz.Organization, a
 			return nil, err
 		}
 		if changed = before; o != nil {
-			t.rewrite(r, o)
+			if err := t.rewrite(r, o); err != nil {
+				return nil, err
+			}
 			changed, _, _ = t.credentialIn(t.state(t.overlay), id)
 		}
 		return changed, nil
@@ -399,6 +417,9 @@ func (l *Ledger) changeKey(ctx context.Context, by By, org authz.Organization, a
 func (l *Ledger) UpdateKey(ctx context.Context, by By, org authz.Organization, developer, app, ref string, spec KeySpec) (Credential, Done, error) {
 	if err := catalog.CheckAttributes(spec.Attributes); err != nil {
 		return Credential{}, Done{}, invalid("/"+catalog.MemberAttributes, err)
+	}
+	if err := catalog.CheckScopes(spec.Scopes); err != nil {
+		return Credential{}, Done{}, invalid("/"+catalog.MemberScopes, err)
 	}
 	return l.changeKey(ctx, by, org, "update", developer, app, ref,
 		func(ctx context.Context, t *tx, _ appPlace, before Credential, _ jsonobject.Object) (jsonobject.Object, error) {
@@ -477,7 +498,9 @@ func (l *Ledger) DeleteKey(ctx context.Context, by By, org authz.Organization, d
 			}
 			t.record.Object = object
 			ids := slices.DeleteFunc(append([]string{}, keyIDs(o)...), func(id string) bool { return id == before.Key.String() })
-			t.rewrite(p.record, stamp(o.With(catalog.MemberCredentials, ids), by, now, false))
+			if err := t.rewrite(p.record, stamp(o.With(catalog.MemberCredentials, ids), by, now, false)); err != nil {
+				return nil, err
+			}
 			fits, err := t.deleteKey(ctx, p.id, before.Key)
 			if err == nil && !fits {
 				err = errorf(TooLarge, "keygate.too_large", "the key has more products than one transaction of etcd holds: take some off first")

@@ -102,13 +102,18 @@ func (l *Ledger) CreateDeveloper(ctx context.Context, by By, org authz.Organizat
 	}
 	r := keyspace.DeveloperRecord(org, d.ID)
 	done, err = l.change(ctx, by, org, "create", l.space.Details(r), func(ctx context.Context, t *tx) (any, error) {
+		if err := t.check(0); err != nil { // there is nothing yet
+			return nil, err
+		}
 		if err := t.takeEmail(ctx, d.Email, d.ID); err != nil {
 			return nil, err
 		}
 		if _, err := t.list(ctx, l.space.Folder(r)); err != nil {
 			return nil, err
 		}
-		t.put(l.space.Details(r), stored(o))
+		if err := t.create(r, o); err != nil {
+			return nil, err
+		}
 		t.put(l.space.Status(r), d.Status.String())
 		created, _ = t.developerIn(t.state(t.overlay), d.ID)
 		return created, nil
@@ -138,6 +143,12 @@ func (t *tx) takeEmail(ctx context.Context, email string, id authz.DeveloperID) 
 	return nil
 }
 
+// developerMembers that somebody may set: an update removes those that it has
+// not.
+var developerMembers = []string{
+	catalog.MemberFirstName, catalog.MemberLastName, catalog.MemberUserName, catalog.MemberAttributes, "accessType", "appFamily",
+}
+
 // UpdateDeveloper replaces what somebody may set of a developer. Without an
 // e-mail address it keeps the one it has. Members that Apigee does not know stay.
 func (l *Ledger) UpdateDeveloper(ctx context.Context, by By, org authz.Organization, ref string, d catalog.Developer) (updated Developer, done Done, err error) {
@@ -164,9 +175,7 @@ func (l *Ledger) UpdateDeveloper(ctx context.Context, by By, org authz.Organizat
 		if err != nil {
 			return nil, err
 		}
-		for _, m := range fresh {
-			o = o.With(m.Name, m.Value)
-		}
+		o = replaced(o, fresh, developerMembers)
 		if email != "" && email != before.Email {
 			if err := t.takeEmail(ctx, email, before.ID); err != nil {
 				return nil, err
@@ -176,7 +185,9 @@ func (l *Ledger) UpdateDeveloper(ctx context.Context, by By, org authz.Organizat
 			}
 			o = o.With(catalog.MemberEmail, email)
 		}
-		t.rewrite(keyspace.DeveloperRecord(org, before.ID), stamp(o, by, now, false))
+		if err := t.rewrite(keyspace.DeveloperRecord(org, before.ID), stamp(o, by, now, false)); err != nil {
+			return nil, err
+		}
 		updated, _ = t.developerIn(t.state(t.overlay), before.ID)
 		updated.Apps = before.Apps
 		return updated, nil
@@ -297,6 +308,20 @@ func given(o jsonobject.Object, check func(name string) error, not ...string) js
 	return details(o, check).Without(not...)
 }
 
+// replaced is o with the fresh members, and without those that may be set and
+// are not among them.
+func replaced(o, fresh jsonobject.Object, settable []string) jsonobject.Object {
+	for _, name := range settable {
+		if _, ok := fresh.Get(name); !ok {
+			o = o.Without(name)
+		}
+	}
+	for _, m := range fresh {
+		o = o.With(m.Name, m.Value)
+	}
+	return o
+}
+
 // withAttributes is o with a list of attributes, which may be empty.
 func withAttributes(o jsonobject.Object) jsonobject.Object {
 	if _, ok := o.Get(catalog.MemberAttributes); ok {
@@ -318,9 +343,9 @@ func sorted(o jsonobject.Object) jsonobject.Object {
 	return slices.SortedFunc(slices.Values(o), func(a, b jsonobject.Member) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// stored is the value of a new record.
-func stored(o jsonobject.Object) string {
-	return encoded(merge(jsonobject.Object{}.With(keyspace.MemberVersion, keyspace.Version), o, nil))
+// create puts the JSON of a new record.
+func (t *tx) create(r keyspace.Record, o jsonobject.Object) error {
+	return t.rewrite(r, merge(jsonobject.Object{}.With(keyspace.MemberVersion, keyspace.Version), o, nil))
 }
 
 func encoded(o jsonobject.Object) string {
@@ -355,7 +380,34 @@ func (t *tx) rewritten(r keyspace.Record) (jsonobject.Object, error) {
 	return jsonobject.Parse([]byte(value))
 }
 
-func (t *tx) rewrite(r keyspace.Record, o jsonobject.Object) { t.put(t.l.space.Details(r), encoded(o)) }
+// MaxRecord of a record's JSON that is written here, in bytes. An import may
+// bring a larger one, which can be rewritten as long as it does not grow. What
+// grows by itself is not counted: the keys of an app, which have a bound of
+// their own, and who changed it when.
+const MaxRecord = 64 << 10
+
+// rewrite puts a record's JSON.
+func (t *tx) rewrite(r keyspace.Record, o jsonobject.Object) error {
+	path := t.l.space.Details(r)
+	value := encoded(o)
+	if len(value) > MaxRecord {
+		before := 0
+		if old, there := t.value(path); there {
+			old, _ := jsonobject.Parse([]byte(old)) // it was to be rewritten: it can be read
+			before = counted(old)
+		}
+		if n := counted(o); n > MaxRecord && n > before {
+			return errorf(TooLarge, "keygate.too_large", "the record %s would have %d bytes, want at most %d", path, n, MaxRecord)
+		}
+	}
+	t.put(path, value)
+	return nil
+}
+
+// counted is the size of a record's JSON as MaxRecord has it.
+func counted(o jsonobject.Object) int {
+	return len(encoded(o.Without(catalog.MemberCredentials, catalog.MemberLastModifiedAt, catalog.MemberLastModifiedBy)))
+}
 
 // at is the revision of what was changed; as it was if nothing was written.
 func (d Done) at(before int64) int64 {

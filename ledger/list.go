@@ -23,8 +23,9 @@ import (
 const (
 	// MaxPage of a list.
 	MaxPage = 1000
-	// scanValues that are read from etcd at a time.
-	scanValues = 1000
+	// scanValues that are read from etcd at a time; more only where one record
+	// has more.
+	scanValues = 100
 	// maxScan of values that are looked at for one page. What is found until then
 	// is the page, and its token goes on from there.
 	maxScan = 10_000
@@ -33,9 +34,36 @@ const (
 	// maxIndexed is how many keys of a product are looked up one by one to find
 	// their apps; if there are more, the apps are looked through.
 	maxIndexed = 2000
-	// loadAtOnce of apps with their credentials.
+	// loadAtOnce of apps.
 	loadAtOnce = 100
+	// loadWithKeys of apps with their credentials.
+	loadWithKeys = 10
+	// maxScans under way in this process; others wait.
+	maxScans = 4
 )
+
+// scans are those under way: each may hold a page in memory.
+var scans = make(chan struct{}, maxScans)
+
+// startScan waits until a scan may begin. If err is nil, end must follow.
+func startScan(ctx context.Context) (end func(), err error) {
+	select {
+	case scans <- struct{}{}:
+		return func() { <-scans }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %d other lists are being read: %w", authz.ErrUnavailable, maxScans, ctx.Err())
+	}
+}
+
+// scan is read for what may take long and hold much.
+func (l *Ledger) scan(ctx context.Context, org authz.Organization, f func(ctx context.Context, t *tx) error) error {
+	end, err := startScan(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	return l.read(ctx, org, f)
+}
 
 // pageSize of a list; 0 means the default.
 func pageSize(n, otherwise int, pointer string) (int, error) {
@@ -116,8 +144,12 @@ func (t *tx) scan(kind keyspace.Kind, from string) *scanner {
 
 // next returns some further records; none at the end.
 func (s *scanner) next(ctx context.Context) ([]keyspace.Record, state, error) {
+	limit := int64(scanValues)
 	for !s.finished {
-		resp, err := s.t.l.store.Do(ctx, clientv3.OpGet(s.from, clientv3.WithRange(s.end), clientv3.WithLimit(scanValues), clientv3.WithRev(s.t.rev)))
+		if err := ctx.Err(); err != nil {
+			return nil, nil, err
+		}
+		resp, err := s.t.l.store.Do(ctx, clientv3.OpGet(s.from, clientv3.WithRange(s.end), clientv3.WithLimit(limit), clientv3.WithRev(s.t.rev)))
 		if err != nil {
 			return nil, nil, err
 		}
@@ -127,6 +159,7 @@ func (s *scanner) next(ctx context.Context) ([]keyspace.Record, state, error) {
 		}
 		s.values += len(page.Kvs)
 		s.finished = !page.More
+		start := s.from
 		var records []keyspace.Record
 		found := state{}
 		for _, kv := range page.Kvs {
@@ -140,9 +173,13 @@ func (s *scanner) next(ctx context.Context) ([]keyspace.Record, state, error) {
 			}
 			found.add(s.t.l.space, string(kv.Key), string(kv.Value), kv.ModRevision)
 		}
-		// The last one may go on behind the limit: it is read again, as a whole,
-		// unless it is all there is.
-		if last := len(records) - 1; page.More && last > 0 {
+		// The last one may go on behind the limit: it is read again, as a whole.
+		last := len(records) - 1
+		if page.More && last >= 0 && strings.HasPrefix(s.from, s.t.l.space.Folder(records[last])) {
+			if last == 0 {
+				s.from, limit = start, 2*limit
+				continue
+			}
 			s.from = s.t.l.space.Folder(records[last])
 			delete(found, records[last])
 			records = records[:last]
@@ -179,19 +216,29 @@ type DeveloperQuery struct {
 	Expand bool
 }
 
+// noStart is err as Apigee has it where what a list is to begin with is not
+// there. noun is Apigee's.
+func noStart(err error, noun string) error {
+	var e *Error
+	if !errors.As(err, &e) || e.Kind != NotFound {
+		return err
+	}
+	return &Error{Kind: NotFound, Code: "keymanagement.service." + noun + "_doesnot_exist", Message: e.Message}
+}
+
 // Developers lists developers in the order of their ids.
 func (l *Ledger) Developers(ctx context.Context, org authz.Organization, q DeveloperQuery) (found []Developer, err error) {
 	count, err := pageSize(q.Count, MaxPage, "?count")
 	if err != nil {
 		return nil, err
 	}
-	err = l.read(ctx, org, func(ctx context.Context, t *tx) error {
+	err = l.scan(ctx, org, func(ctx context.Context, t *tx) error {
 		found = []Developer{}
 		from := ""
 		if q.StartKey != "" {
 			id, err := t.developer(ctx, q.StartKey)
 			if err != nil {
-				return err
+				return noStart(err, "developer")
 			}
 			from = l.space.Folder(keyspace.DeveloperRecord(org, id))
 		}
@@ -295,7 +342,7 @@ func (l *Ledger) Products(ctx context.Context, org authz.Organization, q Product
 	if err != nil {
 		return nil, err
 	}
-	err = l.read(ctx, org, func(ctx context.Context, t *tx) error {
+	err = l.scan(ctx, org, func(ctx context.Context, t *tx) error {
 		found = []Product{}
 		from := ""
 		if q.StartKey != "" {
@@ -346,7 +393,7 @@ func (l *Ledger) DeveloperApps(ctx context.Context, org authz.Organization, deve
 	if err != nil {
 		return nil, err
 	}
-	err = l.read(ctx, org, func(ctx context.Context, t *tx) error {
+	err = l.scan(ctx, org, func(ctx context.Context, t *tx) error {
 		apps = []App{}
 		id, err := t.developer(ctx, developer)
 		if err != nil {
@@ -356,7 +403,7 @@ func (l *Ledger) DeveloperApps(ctx context.Context, org authz.Organization, deve
 		from := prefix
 		if q.StartKey != "" {
 			if _, err := t.app(ctx, developer, q.StartKey); err != nil {
-				return err
+				return noStart(err, "app")
 			}
 			from += url.PathEscape(q.StartKey)
 		}
@@ -391,7 +438,10 @@ func (l *Ledger) DeveloperApps(ctx context.Context, org authz.Organization, deve
 
 // loadAll is loadApps of many, a part at a time.
 func (t *tx) loadAll(ctx context.Context, ids []authz.AppID, keys bool) (apps []App, err error) {
-	for part := range slices.Chunk(ids, loadAtOnce) {
+	for part := range slices.Chunk(ids, atOnce(keys)) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		some, err := t.loadApps(ctx, part, keys)
 		if err != nil {
 			return nil, err
@@ -400,6 +450,14 @@ func (t *tx) loadAll(ctx context.Context, ids []authz.AppID, keys bool) (apps []
 		t.forget()
 	}
 	return apps, nil
+}
+
+// atOnce is how many apps are loaded at a time.
+func atOnce(keys bool) int {
+	if keys {
+		return loadWithKeys
+	}
+	return loadAtOnce
 }
 
 // forget what was read, where nothing will be written.
@@ -437,6 +495,10 @@ type AppsQuery struct {
 	PageToken string
 	// Expand also reads the credentials, and when a status changed.
 	Expand bool
+	// Whole is for a client that cannot carry a page token: the page ends only
+	// when it is full or the list ends, however long that takes. When ctx ends
+	// before, the error wraps authz.ErrUnavailable.
+	Whole bool
 }
 
 // AppsPage is a part of a list.
@@ -454,9 +516,9 @@ func (l *Ledger) Apps(ctx context.Context, org authz.Organization, q AppsQuery) 
 		return page, err
 	}
 	same := q
-	same.StartKey, same.PageSize, same.PageToken, same.Expand = "", 0, "", false
+	same.StartKey, same.PageSize, same.PageToken, same.Expand, same.Whole = "", 0, "", false, false
 	token := newToken("apps", org, same, "")
-	err = l.read(ctx, org, func(ctx context.Context, t *tx) error {
+	err = l.scan(ctx, org, func(ctx context.Context, t *tx) error {
 		page = AppsPage{Apps: []App{}}
 		from := ""
 		switch {
@@ -474,7 +536,7 @@ func (l *Ledger) Apps(ctx context.Context, org authz.Organization, q AppsQuery) 
 				return err
 			}
 			if _, there := t.value(path); !there {
-				return noApp(org, authz.AppID(q.StartKey))
+				return noStart(noApp(org, authz.AppID(q.StartKey)), "app")
 			}
 			from = l.space.Folder(keyspace.AppRecord(org, authz.AppID(q.StartKey)))
 		}
@@ -485,7 +547,10 @@ func (l *Ledger) Apps(ctx context.Context, org authz.Organization, q AppsQuery) 
 		// take adds those of the apps that match; it tells whether the page is full,
 		// and knows that there is more.
 		take := func(ids []authz.AppID) (full bool, err error) {
-			for part := range slices.Chunk(ids, loadAtOnce) {
+			for part := range slices.Chunk(ids, atOnce(q.Expand || q.needsKeys())) {
+				if err := ctx.Err(); err != nil {
+					return false, err
+				}
 				apps, err := t.loadApps(ctx, part, q.Expand || q.needsKeys())
 				if err != nil {
 					return false, err
@@ -498,6 +563,9 @@ func (l *Ledger) Apps(ctx context.Context, org authz.Organization, q AppsQuery) 
 						token.After = string(page.Apps[size-1].ID)
 						page.NextPageToken = token.String()
 						return true, nil
+					}
+					if !q.Expand {
+						a.Credentials = nil // they were only looked at
 					}
 					page.Apps = append(page.Apps, a)
 				}
@@ -539,7 +607,7 @@ func (l *Ledger) Apps(ctx context.Context, org authz.Organization, q AppsQuery) 
 			if q.needsKeys() {
 				s.values += keysCost * len(ids)
 			}
-			if s.spent() && !s.finished {
+			if s.spent() && !s.finished && !q.Whole {
 				token.After = records[len(records)-1].Name
 				page.NextPageToken = token.String()
 				break
@@ -547,6 +615,9 @@ func (l *Ledger) Apps(ctx context.Context, org authz.Organization, q AppsQuery) 
 		}
 		return t.completeApps(ctx, page.Apps, q.Expand)
 	})
+	if q.Whole && err != nil && ctx.Err() != nil {
+		return AppsPage{}, fmt.Errorf("%w: the list is too long for the time there is, ask for fewer or for pages: %w", authz.ErrUnavailable, err)
+	}
 	return page, err
 }
 
@@ -670,7 +741,7 @@ func (l *Ledger) Credentials(ctx context.Context, org authz.Organization, q Keys
 	// The time moves on from page to page.
 	token := newToken("keys", org, [3]any{q.Status, q.Expired, !q.ExpiringBefore.IsZero()}, "")
 	now := l.now().UnixMilli()
-	err = l.read(ctx, org, func(ctx context.Context, t *tx) error {
+	err = l.scan(ctx, org, func(ctx context.Context, t *tx) error {
 		page = KeysPage{Keys: []AppKey{}}
 		from := ""
 		if q.PageToken != "" {

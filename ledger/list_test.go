@@ -108,7 +108,7 @@ func TestListApps(t *testing.T) {
 		t.Errorf("from a start key: %+v", page.Apps)
 	}
 	_, err := b.Apps(b.ctx(), org, ledger.AppsQuery{StartKey: "x"})
-	wantError(t, "unknown start key", err, ledger.NotFound, "developer.service.AppDoesNotExist")
+	wantError(t, "unknown start key", err, ledger.NotFound, "keymanagement.service.app_doesnot_exist")
 	for _, size := range []int{-1, 1001} {
 		_, err := b.Apps(b.ctx(), org, ledger.AppsQuery{PageSize: size})
 		wantError(t, "page size", err, ledger.Invalid, "keygate.invalid")
@@ -166,7 +166,7 @@ func TestListDevelopersAndTheirApps(t *testing.T) {
 		t.Errorf("by ids: got %v", got)
 	}
 	_, err := b.Developers(b.ctx(), org, ledger.DeveloperQuery{StartKey: "eve@example.com"})
-	wantError(t, "unknown start key", err, ledger.NotFound, "developer.service.DeveloperIdDoesNotExist")
+	wantError(t, "unknown start key", err, ledger.NotFound, "keymanagement.service.developer_doesnot_exist")
 	for app, want := range map[string]int{"A": 2, "B 1": 1, string(cid.ID): 1, "x": 0} {
 		if got := list(ledger.DeveloperQuery{App: app}); len(got) != want {
 			t.Errorf("with app %s: got %v, want %d", app, got, want)
@@ -201,7 +201,7 @@ func TestListDevelopersAndTheirApps(t *testing.T) {
 		t.Errorf("two, with a wrong index: %s", got)
 	}
 	_, err = b.DeveloperApps(b.ctx(), org, "bob@example.com", ledger.AppQuery{StartKey: "X"})
-	wantError(t, "unknown start key", err, ledger.NotFound, "developer.service.AppDoesNotExist")
+	wantError(t, "unknown start key", err, ledger.NotFound, "keymanagement.service.app_doesnot_exist")
 }
 
 func TestListProducts(t *testing.T) {

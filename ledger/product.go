@@ -67,10 +67,16 @@ func (l *Ledger) CreateProduct(ctx context.Context, by By, org authz.Organizatio
 	if err := checkAttributes(p.Details); err != nil {
 		return created, done, err
 	}
+	if err := checkScopes(p.Details); err != nil {
+		return created, done, err
+	}
 	r := keyspace.ProductRecord(org, p.Name)
 	o := given(p.Details, catalog.CheckProductMember, readOnlyMembers...).With(catalog.MemberName, p.Name)
 	o = sorted(stamp(withAttributes(o), by, l.now().UnixMilli(), true))
 	done, err = l.change(ctx, by, org, "create", l.space.Details(r), func(ctx context.Context, t *tx) (any, error) {
+		if err := t.check(0); err != nil { // there is nothing yet
+			return nil, err
+		}
 		switch _, err := t.product(ctx, p.Name); {
 		case err == nil:
 			return nil, &Error{Kind: Exists, Code: "keymanagement.service.apiproduct_already_exists", Pointer: "/" + catalog.MemberName,
@@ -78,7 +84,9 @@ func (l *Ledger) CreateProduct(ctx context.Context, by By, org authz.Organizatio
 		case !isKind(err, NotFound):
 			return nil, err
 		}
-		t.put(l.space.Details(r), stored(o))
+		if err := t.create(r, o); err != nil {
+			return nil, err
+		}
 		created, _ = t.productIn(t.state(t.overlay), p.Name)
 		return created, nil
 	})
@@ -93,17 +101,12 @@ func (l *Ledger) UpdateProduct(ctx context.Context, by By, org authz.Organizatio
 	if err := checkAttributes(p.Details); err != nil {
 		return Product{}, Done{}, err
 	}
+	if err := checkScopes(p.Details); err != nil {
+		return Product{}, Done{}, err
+	}
 	fresh := withAttributes(given(p.Details, catalog.CheckProductMember, append(readOnlyMembers, catalog.MemberName)...))
 	return l.changeProduct(ctx, by, org, p.Name, func(_ *tx, o jsonobject.Object) (jsonobject.Object, error) {
-		for _, name := range productMembers {
-			if _, ok := fresh.Get(name); !ok {
-				o = o.Without(name)
-			}
-		}
-		for _, m := range fresh {
-			o = o.With(m.Name, m.Value)
-		}
-		return o, nil
+		return replaced(o, fresh, productMembers), nil
 	})
 }
 
@@ -125,7 +128,9 @@ func (l *Ledger) changeProduct(ctx context.Context, by By, org authz.Organizatio
 		if o, err = rewrite(t, o); err != nil {
 			return nil, err
 		}
-		t.rewrite(r, stamp(o, by, now, false))
+		if err := t.rewrite(r, stamp(o, by, now, false)); err != nil {
+			return nil, err
+		}
 		updated, _ = t.productIn(t.state(t.overlay), name)
 		return updated, nil
 	})
@@ -198,7 +203,7 @@ const maxHolders = 100_000
 // ProductHolders returns the keys that have a product, by the index, in the
 // order of their ids.
 func (l *Ledger) ProductHolders(ctx context.Context, org authz.Organization, name authz.ProductName) (holders []ProductHolder, err error) {
-	err = l.read(ctx, org, func(ctx context.Context, t *tx) error {
+	err = l.scan(ctx, org, func(ctx context.Context, t *tx) error {
 		if _, err := t.product(ctx, name); err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"keygate/authz"
@@ -30,17 +31,13 @@ type Selection struct {
 // app's. A key that was written by etcdctl alone may stand in neither. A
 // NotFoundError tells that there is no such app.
 func AppKeys(ctx context.Context, kv clientv3.KV, space keyspace.Space, org authz.Organization, app authz.AppID) (Selection, error) {
-	f := finder{kv: kv, space: space, org: org}
-	err := f.app(ctx, app, "")
-	return f.selection(err)
+	return selection(ctx, kv, space, org, func(f *finder) error { return f.apps(ctx, "", app) })
 }
 
 // DeveloperKeys finds the keys of all apps of a developer, by the index of the
 // developer's apps; see AppKeys.
 func DeveloperKeys(ctx context.Context, kv clientv3.KV, space keyspace.Space, org authz.Organization, developer authz.DeveloperID) (Selection, error) {
-	f := finder{kv: kv, space: space, org: org}
-	err := f.developer(ctx, developer)
-	return f.selection(err)
+	return selection(ctx, kv, space, org, func(f *finder) error { return f.developer(ctx, developer) })
 }
 
 // finder collects a Selection.
@@ -52,8 +49,15 @@ type finder struct {
 	found Selection
 }
 
-func (f *finder) selection(err error) (Selection, error) {
+// selection is what find finds. Few are found at a time.
+func selection(ctx context.Context, kv clientv3.KV, space keyspace.Space, org authz.Organization, find func(*finder) error) (Selection, error) {
+	end, err := startScan(ctx)
 	if err != nil {
+		return Selection{}, err
+	}
+	defer end()
+	f := finder{kv: kv, space: space, org: org}
+	if err := find(&f); err != nil {
 		return Selection{}, fmt.Errorf("find keys: %w", err)
 	}
 	f.found.Keys = slices.SortedFunc(maps.Keys(f.keys), func(a, b authz.KeyID) int { return bytes.Compare(a[:], b[:]) })
@@ -65,6 +69,9 @@ func (f *finder) notef(format string, args ...any) {
 	f.found.Notes = append(f.found.Notes, fmt.Sprintf(format, args...))
 }
 
+// appsInTxn that are read in one transaction, by two operations each.
+const appsInTxn = 60
+
 func (f *finder) developer(ctx context.Context, developer authz.DeveloperID) error {
 	record := keyspace.DeveloperRecord(f.org, developer)
 	index := f.space.IndexDeveloperApps(f.org, developer)
@@ -75,40 +82,80 @@ func (f *finder) developer(ctx context.Context, developer authz.DeveloperID) err
 	if err != nil {
 		return err
 	}
-	apps := resp.Responses[1].GetResponseRange().Kvs
-	if resp.Responses[0].GetResponseRange().Count == 0 && len(apps) == 0 {
+	named := resp.Responses[1].GetResponseRange().Kvs
+	if resp.Responses[0].GetResponseRange().Count == 0 && len(named) == 0 {
 		return &NotFoundError{[]Target{{Record: record}}}
 	}
-	for _, kv := range apps {
-		app := authz.AppID(kv.Value)
-		if slices.Contains(f.found.Apps, app) {
-			continue // under a second name
+	var apps []authz.AppID
+	seen := map[authz.AppID]bool{}
+	for _, kv := range named {
+		if app := authz.AppID(kv.Value); !seen[app] { // else under a second name
+			seen[app] = true
+			apps = append(apps, app)
 		}
-		if err := f.app(ctx, app, developer); err != nil {
+	}
+	for part := range slices.Chunk(apps, appsInTxn) {
+		if err := f.apps(ctx, developer, part...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// app adds an app and its keys. A developer, if one is given, must be its own.
-func (f *finder) app(ctx context.Context, app authz.AppID, developer authz.DeveloperID) error {
-	record := keyspace.AppRecord(f.org, app)
-	index := f.space.IndexAppKeys(f.org, app)
-	resp, err := f.kv.Txn(ctx).Then(
-		clientv3.OpGet(f.space.Folder(record), clientv3.WithPrefix()),
-		clientv3.OpGet(index, clientv3.WithPrefix(), clientv3.WithKeysOnly()),
-	).Commit()
+// apps adds up to appsInTxn apps and their keys. A developer, if one is given,
+// must be their own.
+func (f *finder) apps(ctx context.Context, developer authz.DeveloperID, apps ...authz.AppID) error {
+	var ops []clientv3.Op
+	for _, app := range apps {
+		ops = append(ops,
+			clientv3.OpGet(f.space.Folder(keyspace.AppRecord(f.org, app)), clientv3.WithPrefix()),
+			clientv3.OpGet(f.space.IndexAppKeys(f.org, app), clientv3.WithPrefix(), clientv3.WithKeysOnly()))
+	}
+	resp, err := f.kv.Txn(ctx).Then(ops...).Commit()
 	if err != nil {
 		return err
 	}
-	folder, indexed := resp.Responses[0].GetResponseRange().Kvs, resp.Responses[1].GetResponseRange().Kvs
+	found := make([]appFound, 0, len(apps))
+	var ids []authz.KeyID
+	for i, app := range apps {
+		a, err := f.read(app, developer, resp.Responses[2*i].GetResponseRange().Kvs, resp.Responses[2*i+1].GetResponseRange().Kvs)
+		if err != nil {
+			return err
+		}
+		found = append(found, a)
+		ids = append(ids, a.keys...)
+	}
+	keys, err := Keys(ctx, f.kv, f.space, f.org, ids)
+	if err != nil {
+		return err
+	}
+	for _, a := range found {
+		f.add(a, keys[:len(a.keys)])
+		keys = keys[len(a.keys):]
+	}
+	return nil
+}
+
+// appFound is an app, with the keys that its record and its index have.
+type appFound struct {
+	id    authz.AppID
+	left  bool // out
+	keys  []authz.KeyID
+	notes []string
+}
+
+// read makes an appFound of what was read of an app.
+func (f *finder) read(app authz.AppID, developer authz.DeveloperID, folder, indexed []*mvccpb.KeyValue) (a appFound, err error) {
+	a.id = app
+	record := keyspace.AppRecord(f.org, app)
+	notef := func(format string, args ...any) { a.notes = append(a.notes, fmt.Sprintf(format, args...)) }
 	if len(folder) == 0 && len(indexed) == 0 {
 		if developer != "" {
-			f.notef("the index names app %q, which is not there", string(app))
-			return nil
+			notef("the index names app %q, which is not there", string(app))
+			a.left = true
+			return a, nil
 		}
-		return &NotFoundError{[]Target{{Record: record}}}
+		return a, &NotFoundError{[]Target{{Record: record}}}
 	}
 	listed := map[string]bool{}
 	for _, kv := range folder {
@@ -117,47 +164,51 @@ func (f *finder) app(ctx context.Context, app authz.AppID, developer authz.Devel
 		}
 		stored := f.space.App([]keyspace.Entry{{Key: string(kv.Key), Value: kv.Value}})
 		if developer != "" && stored.Problem == "" && stored.Developer != developer {
-			f.notef("the index names app %q, which belongs to developer %q: left out", string(app), string(stored.Developer))
-			return nil
+			notef("the index names app %q, which belongs to developer %q: left out", string(app), string(stored.Developer))
+			a.left = true
+			return a, nil
 		}
 		object, err := jsonobject.Parse(kv.Value)
 		if err != nil {
-			f.notef("the record of app %q cannot be read: its keys are those of the index alone", string(app))
+			notef("the record of app %q cannot be read: its keys are those of the index alone", string(app))
 		}
 		for _, id := range keyIDs(object) {
 			listed[id] = true
 		}
 	}
-	f.found.Apps = append(f.found.Apps, app)
-
 	both := maps.Clone(listed)
 	for _, kv := range indexed {
-		id := strings.TrimPrefix(string(kv.Key), index)
+		id := strings.TrimPrefix(string(kv.Key), f.space.IndexAppKeys(f.org, app))
 		both[id] = true
 		if !listed[id] {
-			f.notef("key %s is in the index of app %q, and not in its record", id, string(app))
+			notef("key %s is in the index of app %q, and not in its record", id, string(app))
 		}
 		delete(listed, id)
 	}
 	for _, id := range slices.Sorted(maps.Keys(listed)) {
-		f.notef("key %s is in the record of app %q, and not in its index", id, string(app))
+		notef("key %s is in the record of app %q, and not in its index", id, string(app))
 	}
-	var ids []authz.KeyID
 	for _, text := range slices.Sorted(maps.Keys(both)) {
 		if id, err := authz.ParseKeyID(text); err == nil {
-			ids = append(ids, id)
+			a.keys = append(a.keys, id)
 		}
 	}
-	keys, err := Keys(ctx, f.kv, f.space, f.org, ids)
-	if err != nil {
-		return err
+	return a, nil
+}
+
+// add an app and what is stored of its keys.
+func (f *finder) add(a appFound, keys []Key) {
+	f.found.Notes = append(f.found.Notes, a.notes...)
+	if a.left {
+		return
 	}
+	f.found.Apps = append(f.found.Apps, a.id)
 	for _, k := range keys {
 		switch {
 		case !k.There:
-			f.notef("key %s of app %q is not there: left out", k.ID, string(app))
-		case k.Credential.Problem == "" && k.Credential.App != app:
-			f.notef("key %s says that it belongs to app %q, not to %q: left out", k.ID, string(k.Credential.App), string(app))
+			f.notef("key %s of app %q is not there: left out", k.ID, string(a.id))
+		case k.Credential.Problem == "" && k.Credential.App != a.id:
+			f.notef("key %s says that it belongs to app %q, not to %q: left out", k.ID, string(k.Credential.App), string(a.id))
 		default:
 			if f.keys == nil {
 				f.keys = map[authz.KeyID]bool{}
@@ -165,7 +216,6 @@ func (f *finder) app(ctx context.Context, app authz.AppID, developer authz.Devel
 			f.keys[k.ID] = true
 		}
 	}
-	return nil
 }
 
 // Key is what is stored of a consumer key.

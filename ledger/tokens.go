@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ import (
 
 	"keygate/access"
 	"keygate/authz"
+	"keygate/statestore/keyspace"
 )
 
 // ErrUnauthenticated: what was presented is no token, is not known, has been
@@ -126,15 +128,22 @@ func listed(t access.Token, org authz.Organization) bool {
 
 // RevokeToken ends a token for org, at once: it is deleted, with its last use.
 // id is the token's, or at least the first 8 characters of it; of tokens that
-// Tokens would not list for org it finds none. When etcd has no space left it is
+// Tokens would not list for org it finds none. The audit record stands in the
+// trail of the token's own organization, whoever revokes it. When etcd has no space left it is
 // deleted all the same, and the audit record goes to the spool.
 func (l *Ledger) RevokeToken(ctx context.Context, by By, org authz.Organization, id string) (revoked access.Token, done Done, err error) {
 	if len(id) < minTokenPrefix || len(id) > 2*len(authz.KeyID{}) || strings.Trim(id, "0123456789abcdef") != "" {
 		// It is not quoted: it may be the token itself.
 		return revoked, done, errorf(Invalid, "keygate.token_id", "that is no token's id: want %d to %d characters of lower-case hex, as keygate token list prints them", minTokenPrefix, 2*len(authz.KeyID{}))
 	}
+	own := org // whose trail it is noted in
+	if org == access.AllOrganizations {
+		if own, err = l.tokenOwner(ctx, by, id); err != nil {
+			return revoked, done, err
+		}
+	}
 	var last *tx
-	done, err = l.change(ctx, by, org, "revoke", l.space.Tokens()+id, func(ctx context.Context, t *tx) (any, error) {
+	done, err = l.change(ctx, by, own, "revoke", l.space.Tokens()+id, func(ctx context.Context, t *tx) (any, error) {
 		last = t
 		paths, err := t.peek(ctx, l.space.Tokens()+id, maxTokensNamed)
 		if err != nil {
@@ -163,6 +172,9 @@ func (l *Ledger) RevokeToken(ctx context.Context, by By, org authz.Organization,
 			return nil, errorf(Conflict, "keygate.token_ambiguous", "%d tokens have an id that begins with %s, want more of it: %s", len(found), id, strings.Join(ids, ", "))
 		}
 		revoked = found[0]
+		if owner(revoked) != own { // it has been replaced since
+			return nil, ErrConflict
+		}
 		path, use := l.space.Tokens()+revoked.ID, l.space.TokensUsed()+revoked.ID
 		if err := t.get(ctx, path, use); err != nil {
 			return nil, err
@@ -182,6 +194,61 @@ func (l *Ledger) RevokeToken(ctx context.Context, by By, org authz.Organization,
 		revoked = access.Token{}
 	}
 	return revoked, done, err
+}
+
+// owner is the organization whose trail a change of t is noted in.
+func owner(t access.Token) authz.Organization {
+	if keyspace.CheckOrganization(t.Organization) != nil {
+		return access.AllOrganizations
+	}
+	return t.Organization
+}
+
+// tokenOwner is the owner of the only token whose id begins so. If that is gone
+// it is who by.Once has kept an answer under, so that the change finds it there;
+// else all organizations.
+func (l *Ledger) tokenOwner(ctx context.Context, by By, id string) (authz.Organization, error) {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	failed := func(err error) (authz.Organization, error) { return "", fmt.Errorf("find a token: %w", err) }
+	resp, err := l.store.Do(ctx, clientv3.OpGet(l.space.Tokens()+id, clientv3.WithPrefix(), clientv3.WithLimit(2)))
+	if err != nil {
+		return failed(err)
+	}
+	if found := resp.Get().Kvs; len(found) > 0 {
+		t, err := access.Parse(strings.TrimPrefix(string(found[0].Key), l.space.Tokens()), found[0].Value)
+		if err != nil || len(found) > 1 {
+			return access.AllOrganizations, nil
+		}
+		return owner(t), nil
+	}
+	if by.Once == nil {
+		return access.AllOrganizations, nil
+	}
+	// Whoever has an answer has an audit record too: one look for each trail.
+	all := l.space.Audits()
+	for from := all; ; {
+		resp, err := l.store.Do(ctx, clientv3.OpGet(from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(all)), clientv3.WithKeysOnly(), clientv3.WithLimit(1)))
+		if err != nil {
+			return failed(err)
+		}
+		if len(resp.Get().Kvs) == 0 {
+			return access.AllOrganizations, nil
+		}
+		name, _, _ := strings.Cut(strings.TrimPrefix(string(resp.Get().Kvs[0].Key), all), "/")
+		from = clientv3.GetPrefixRangeEnd(all + name + "/")
+		org, err := url.PathUnescape(name)
+		if err != nil {
+			continue
+		}
+		kept, err := l.store.Do(ctx, clientv3.OpGet(by.Once.path(l.space, authz.Organization(org), by.Actor), clientv3.WithCountOnly()))
+		if err != nil {
+			return failed(err)
+		}
+		if kept.Get().Count > 0 {
+			return authz.Organization(org), nil
+		}
+	}
 }
 
 // deleteToken does what t could not for want of space, without the records

@@ -136,8 +136,11 @@ func (c *call) addAppKey() (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	if b.Action != "" && c.edition == apigee.Edge {
+	switch {
+	case b.Action != "" && c.edition == apigee.Edge:
 		return c.setFlagTo(b.Action, "/status", statusActions, c.appTarget)
+	case b.Action != "":
+		return answer{}, invalid("?action", "is missing: want %s there, not as the status in the body", oneOf(statusActions))
 	}
 	if c.empty {
 		return answer{}, invalid("?action", "is missing, and so is a body for a new key: want %s, or a body such as {\"apiProducts\":[\"name\"]}", oneOf(statusActions))
@@ -231,6 +234,8 @@ func (c *call) listApps() (answer, error) {
 	if err := c.appFilter(&q); err != nil {
 		return answer{}, err
 	}
+	// Who pages by the last name of a full page takes a short one for the end.
+	q.Whole = c.edition == apigee.Edge || q.PageToken == "" && (q.StartKey != "" || c.query.get("rows") != "")
 	page, err := c.cfg.Ledger.Apps(c.ctx, c.org, q)
 	if err != nil {
 		return answer{}, err
@@ -239,5 +244,9 @@ func (c *call) listApps() (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	return answer{body: c.edition.OrganizationApps(shown, expand, apigee.Page{NextToken: page.NextPageToken, Total: len(shown)})}, nil
+	told := apigee.Page{NextToken: page.NextPageToken}
+	if q.PageToken == "" && q.StartKey == "" && page.NextPageToken == "" { // these are all
+		told.Total = len(shown)
+	}
+	return answer{body: c.edition.OrganizationApps(shown, expand, told)}, nil
 }

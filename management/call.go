@@ -88,6 +88,7 @@ type call struct {
 	edition apigee.Edition
 	who     principal
 	org     authz.Organization
+	route   *route
 	params  map[string]string
 	query   query
 	body    []byte
@@ -110,6 +111,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, signIn func(*http
 	writeError(w, rq, refused)
 }
 
+var errNoOrganization = &refusal{status: http.StatusNotFound, code: "keygate.organization_doesnot_exist", message: "there is no such organization"}
+
 var errNoRoute = &refusal{status: http.StatusNotFound, code: "keygate.no_such_path", message: "there is no such path in this API; /docs describes it"}
 
 func (s *Server) handle(w http.ResponseWriter, r *http.Request, rq *request, signIn func(*http.Request) (principal, error)) (answer, error) {
@@ -127,30 +130,47 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, rq *request, sig
 		return answer{}, errNoRoute
 	}
 	org := authz.Organization(path[0])
-	if !who.in(org) || keyspace.CheckOrganization(org) != nil {
-		return answer{}, &refusal{status: http.StatusNotFound, code: "keygate.organization_doesnot_exist", message: "there is no such organization"}
+	// The word for all of them is for those who may in all of them.
+	if !who.in(org) || org != keyspace.AllOrganizations && keyspace.CheckOrganization(org) != nil {
+		return answer{}, errNoOrganization
 	}
 	rq.org = string(org)
 	c := &call{Server: s, r: r, rq: rq, edition: rq.edition, who: who, org: org}
 	q, queryErr := parseQuery(r.URL.RawQuery)
 	rt, params, err := match(r.Method, path[1:], q.has("action"))
-	if err != nil {
+	switch {
+	case err != nil:
 		return answer{}, err
+	case org == keyspace.AllOrganizations && !rt.common:
+		return answer{}, errNoOrganization
 	}
-	rq.pattern, c.params, c.query = rt.pattern, params, q
+	rq.pattern, c.route, c.params, c.query = rt.pattern, rt, params, q
 	if !who.can(rt.right) {
 		return answer{}, s.forbidden(r, who, org, rt)
 	}
 	if queryErr != nil {
 		return answer{}, queryErr
 	}
+	// The body is read to its end, looked at or not: the rest of it would be
+	// waited for later.
+	body, err := readBody(w, r)
+	if err != nil {
+		return answer{}, err
+	}
 	if rt.body {
-		if c.body, err = readBody(w, r); err != nil {
+		if c.body, err = checkBody(body); err != nil {
 			return answer{}, err
 		}
-		if c.empty = len(bytes.TrimSpace(c.body)) == 0; c.empty {
+		if c.empty = len(c.body) == 0; c.empty {
 			c.body = []byte("{}")
 		}
+	}
+	if !who.all {
+		if rq.release, err = s.places.take(who.actor.Token); err != nil {
+			rq.release = func() {}
+			return answer{}, err
+		}
+		defer rq.release()
 	}
 	limit := readTimeout
 	switch {
@@ -165,8 +185,7 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, rq *request, sig
 	return rt.handle(c)
 }
 
-// readBody reads a body within its bounds. It is JSON, whatever its content
-// type says; an empty one is an empty object.
+// readBody reads a body within its bounds.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	var large *http.MaxBytesError
@@ -174,7 +193,17 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	case errors.As(err, &large):
 		return nil, &refusal{status: http.StatusRequestEntityTooLarge, code: "keygate.body_too_large", message: fmt.Sprintf("the body has more than %d bytes", maxBody)}
 	case err != nil:
-		return nil, &refusal{status: http.StatusBadRequest, code: "keygate.body", message: "the body ended too early"}
+		return nil, &refusal{status: http.StatusBadRequest, code: "keygate.body", message: fmt.Sprintf("the body ended too early, or was not here within %v", bodyTimeout)}
+	}
+	// From here on the server reads only to see the client go away.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	return body, nil
+}
+
+// checkBody looks at a body. It is JSON, whatever its content type says; of one
+// that is empty nothing is left.
+func checkBody(body []byte) ([]byte, error) {
+	switch {
 	case len(bytes.TrimSpace(body)) == 0:
 		return nil, nil
 	case depth(body) > maxDepth:
@@ -210,15 +239,28 @@ func depth(data []byte) (deepest int) {
 	return deepest
 }
 
-// developer that the path names. One client escapes the "@" of an address twice.
+// developer that the path names. One client escapes the "@" of an address twice,
+// so what has the look of that is unescaped once more, unless there is a
+// developer of that very name.
 func (c *call) developer() string {
 	d := c.params["developer"]
-	if strings.Contains(d, "%40") {
-		if again, err := url.QueryUnescape(d); err == nil {
-			return again
-		}
+	if !strings.Contains(d, "%40") {
+		return d
+	}
+	again, err := url.QueryUnescape(d)
+	if err != nil {
+		return d
+	}
+	if _, err := c.cfg.Ledger.DeveloperTarget(c.ctx, c.org, d); notFound(err) {
+		return again
 	}
 	return d
+}
+
+// notFound tells whether that is the ledger's refusal.
+func notFound(err error) bool {
+	var refused *ledger.Error
+	return errors.As(err, &refused) && refused.Kind == ledger.NotFound
 }
 
 func (c *call) product() authz.ProductName { return authz.ProductName(c.params["product"]) }

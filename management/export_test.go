@@ -11,5 +11,9 @@ func Routes() (all []Route) {
 	return all
 }
 
-// ChangeTimeout for tests.
-const ChangeTimeout = changeTimeout
+// Timeouts for tests.
+const (
+	ChangeTimeout = changeTimeout
+	BodyTimeout   = bodyTimeout
+	WriteTimeout  = writeTimeout
+)

@@ -25,9 +25,18 @@ type request struct {
 	pattern string
 	org     string
 	actor   string
-	// release gives the place among the requests under way back.
+	// release gives the place among the requests under way back; again it does
+	// nothing.
 	release func()
 }
+
+const (
+	// bodyTimeout is how long a body may take, from when the request is here.
+	bodyTimeout = 5 * time.Second
+	// writeTimeout is how long an answer may take to be written, from its first
+	// byte. What comes before, a receipt of the fleet too, does not count.
+	writeTimeout = 10 * time.Second
+)
 
 type requestKey struct{}
 
@@ -47,6 +56,8 @@ func (s *Server) observe(next http.Handler) http.Handler {
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 		seen := &seen{ResponseWriter: w, status: http.StatusOK}
+		// Where there is no connection there is nothing to bound.
+		_ = http.NewResponseController(w).SetReadDeadline(began.Add(bodyTimeout))
 		defer func() {
 			if p := recover(); p != nil {
 				// The value may hold anything, a consumer key too.
@@ -64,8 +75,7 @@ func (s *Server) observe(next http.Handler) http.Handler {
 	})
 }
 
-// guard lets in what comes from a client that meant this server, as far as there
-// is room.
+// guard lets in what comes from a client that meant this server.
 func (s *Server) guard(next http.Handler) http.Handler {
 	crossSite := http.NewCrossOriginProtection()
 	return s.observe(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -79,21 +89,6 @@ func (s *Server) guard(next http.Handler) http.Handler {
 			writeError(w, rq, &refusal{status: http.StatusForbidden, code: "keygate.cross_site", message: "the request comes from another site's page"})
 			return
 		}
-		select {
-		case s.slots <- struct{}{}:
-		default:
-			writeError(w, rq, &refusal{status: http.StatusServiceUnavailable, code: "keygate.overloaded", retryAfter: time.Second,
-				message: "too many requests are under way; nothing was changed"})
-			return
-		}
-		held := true
-		rq.release = func() {
-			if held {
-				held = false
-				<-s.slots
-			}
-		}
-		defer func() { rq.release() }()
 		next.ServeHTTP(w, r)
 	}))
 }
@@ -154,22 +149,32 @@ func requestID(given string) string {
 	return hex.EncodeToString(b[:])
 }
 
-// seen notes what was answered.
+// seen notes what was answered, and bounds how long the writing of it may take.
 type seen struct {
 	http.ResponseWriter
 	status, bytes int
 	wrote         bool
 }
 
-func (s *seen) WriteHeader(status int) {
-	if !s.wrote {
-		s.status, s.wrote = status, true
+// Unwrap is for http.ResponseController.
+func (s *seen) Unwrap() http.ResponseWriter { return s.ResponseWriter }
+
+// begin with an answer.
+func (s *seen) begin(status int) {
+	if s.wrote {
+		return
 	}
+	s.status, s.wrote = status, true
+	_ = http.NewResponseController(s.ResponseWriter).SetWriteDeadline(time.Now().Add(writeTimeout)) // as of the read deadline
+}
+
+func (s *seen) WriteHeader(status int) {
+	s.begin(status)
 	s.ResponseWriter.WriteHeader(status)
 }
 
 func (s *seen) Write(b []byte) (int, error) {
-	s.wrote = true
+	s.begin(http.StatusOK)
 	n, err := s.ResponseWriter.Write(b)
 	s.bytes += n
 	return n, err

@@ -3,6 +3,7 @@ package management_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -124,25 +125,23 @@ func TestRateOfOneToken(t *testing.T) {
 	a.want(200, "GET", mountX+"acme", nil, as(other))
 }
 
-// blocking is a Store whose reads wait.
+// blocking is a Store whose reads wait, but those in transactions.
 type blocking struct {
 	ledger.Store
 	began chan struct{}
 	go_   chan struct{}
 }
 
-func (b *blocking) Txn(ctx context.Context) clientv3.Txn {
+func (b *blocking) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	b.began <- struct{}{}
 	<-b.go_
-	return b.Store.Txn(ctx)
+	return b.Store.Get(ctx, key, opts...)
 }
 
 func TestConcurrentRequestsAreBounded(t *testing.T) {
 	a := newAPI(t, nil)
 	store := &blocking{a.kv, make(chan struct{}, 10), make(chan struct{})}
-	server, err := management.New(management.Config{
-		Ledger: ledger.New(ledger.Config{Store: store, Space: a.space}), Store: store, Space: a.space, Organization: acme, Concurrent: 2,
-	})
+	server, err := management.New(management.Config{Ledger: a.ledger, Store: store, Space: a.space, Organization: acme, Concurrent: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,21 +149,139 @@ func TestConcurrentRequestsAreBounded(t *testing.T) {
 	b.http = httptest.NewServer(server.Handler())
 	defer b.http.Close()
 	var under sync.WaitGroup
-	for range 2 {
+	third := a.token(access.Viewer, acme)
+	for _, token := range []string{a.admin, a.token(access.Auditor, acme)} {
 		under.Go(func() {
-			if r, err := b.try(t.Context(), "GET", mountX+"acme", nil); err != nil || r.StatusCode != 200 {
+			if r, err := b.try(t.Context(), "GET", mountX+"acme/audit", nil, as(token)); err != nil || r.StatusCode != 200 {
 				t.Errorf("got %d, %v, want 200", r.StatusCode, err)
 			}
 		})
 	}
 	<-store.began
 	<-store.began
-	if r := b.do("GET", mountX+"acme", nil); r.StatusCode != 503 || r.code() != "keygate.overloaded" || r.Header.Get("Retry-After") == "" {
+	if r := b.do("GET", mountX+"acme", nil); r.StatusCode != 429 || r.code() != "keygate.concurrency" || r.Header.Get("Retry-After") == "" {
+		t.Errorf("a second one with the same token: got %d %s, want 429", r.StatusCode, r.body)
+	}
+	if r := b.do("GET", mountX+"acme", nil, as(third)); r.StatusCode != 503 || r.code() != "keygate.overloaded" || r.Header.Get("Retry-After") == "" {
 		t.Errorf("a third one: got %d %s, want 503", r.StatusCode, r.body)
 	}
 	close(store.go_)
 	under.Wait()
 	b.want(200, "GET", mountX+"acme", nil)
+}
+
+// slowClient is the other end of a request in this process: it takes no answer
+// until it is let, and notes what time it is given.
+type slowClient struct {
+	header         http.Header
+	status         int
+	read, write    time.Time // deadlines
+	writing, let   chan struct{}
+	readSet, begun bool
+}
+
+func newSlowClient() *slowClient {
+	return &slowClient{header: http.Header{}, writing: make(chan struct{}), let: make(chan struct{})}
+}
+
+func (s *slowClient) Header() http.Header    { return s.header }
+func (s *slowClient) WriteHeader(status int) { s.status = status }
+
+func (s *slowClient) Write(b []byte) (int, error) {
+	if !s.begun {
+		s.begun = true
+		close(s.writing)
+	}
+	<-s.let
+	return len(b), nil
+}
+
+func (s *slowClient) SetReadDeadline(at time.Time) error {
+	s.read, s.readSet = at, true
+	return nil
+}
+
+func (s *slowClient) SetWriteDeadline(at time.Time) error {
+	s.write = at
+	return nil
+}
+
+// send a request in this process. done is closed when it has been handled.
+func (a *api) send(s *slowClient, method, path string, body io.Reader, opts ...option) (done chan struct{}) {
+	r := httptest.NewRequest(method, path, body)
+	r.Host = "localhost"
+	for _, o := range opts {
+		o(r)
+	}
+	done = make(chan struct{})
+	go func() {
+		defer close(done)
+		a.server.Handler().ServeHTTP(s, r)
+	}()
+	return done
+}
+
+// Whoever reads an answer slowly keeps nobody out, and has some seconds for it.
+func TestSlowReadersHoldNoPlace(t *testing.T) {
+	a := newAPI(t, nil, func(c *management.Config) { c.Concurrent = 1 })
+	for path, who := range map[string]option{"/docs": nobody, "/openapi.json": nobody, mountX + "acme": as(a.admin), mountX + "acme/nothing": as(a.admin)} {
+		s := newSlowClient()
+		done := a.send(s, "GET", path, nil, who)
+		<-s.writing
+		if limit := time.Now().Add(management.WriteTimeout); s.write.IsZero() || s.write.After(limit) {
+			t.Errorf("%s: got write deadline %v, want one of %v at most", path, s.write, limit)
+		}
+		if r := a.do("GET", mountX+"acme", nil); r.StatusCode != 200 {
+			t.Errorf("beside a slow reader of %s: got %d %s, want 200", path, r.StatusCode, r.body)
+		}
+		close(s.let)
+		<-done
+	}
+}
+
+// slowBody comes when it is let.
+type slowBody struct {
+	io.Reader
+	reading, let chan struct{}
+	begun        bool
+}
+
+func (s *slowBody) Read(b []byte) (int, error) {
+	if !s.begun {
+		s.begun = true
+		close(s.reading)
+	}
+	<-s.let
+	return s.Reader.Read(b)
+}
+
+// Whoever sends a body slowly keeps nobody out, on a path that looks at it and
+// on one that does not, and has some seconds for it.
+func TestSlowBodiesHoldNoPlace(t *testing.T) {
+	a := newAPI(t, nil, func(c *management.Config) { c.Concurrent = 1 })
+	w := a.people()
+	for path, status := range map[string]int{mountX + "acme/keys:search": 200, w.app + "?action=revoke": 204} {
+		s := newSlowClient()
+		close(s.let)
+		body := &slowBody{Reader: strings.NewReader(`{"consumerKey":"` + w.key + `"}`), reading: make(chan struct{}), let: make(chan struct{})}
+		done := a.send(s, "POST", path, body, as(a.admin))
+		select {
+		case <-body.reading:
+		case <-done:
+			t.Fatalf("POST %s: answered %d before its body was read", path, s.status)
+		}
+		if limit := time.Now().Add(management.BodyTimeout); !s.readSet || s.read.IsZero() || s.read.After(limit) {
+			t.Errorf("POST %s: got read deadline %v, want one of %v at most", path, s.read, limit)
+		}
+		if r := a.do("GET", mountX+"acme", nil); r.StatusCode != 200 {
+			t.Errorf("beside a slow body of %s: got %d %s, want 200", path, r.StatusCode, r.body)
+		}
+		close(body.let)
+		<-done
+		if s.status != status || !s.read.IsZero() {
+			t.Errorf("POST %s: got %d and read deadline %v at the end, want %d and none: who waits for the fleet goes on", path, s.status, s.read, status)
+		}
+	}
 }
 
 // bursting is a Store that panics.

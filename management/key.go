@@ -1,7 +1,6 @@
 package management
 
 import (
-	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -97,8 +96,7 @@ func (c *call) searchKey() (answer, error) {
 	var err error
 	for _, id := range ids {
 		app, k, err = c.cfg.Ledger.FindKey(c.ctx, c.org, id)
-		var refused *ledger.Error
-		if err == nil || !errors.As(err, &refused) || refused.Kind != ledger.NotFound {
+		if !notFound(err) {
 			break
 		}
 	}

@@ -2,7 +2,9 @@ package management
 
 import (
 	"container/list"
+	"fmt"
 	"math"
+	"net/http"
 	"strconv"
 	"sync"
 	"time"
@@ -81,6 +83,55 @@ func (b *buckets) take(name string, now time.Time) (wait time.Duration) {
 func (b *buckets) empty(name string, now time.Time) bool {
 	l := b.get(name, false)
 	return l != nil && l.TokensAt(now) < 1
+}
+
+// places of the requests under way: so many in all, and of one principal only a
+// part of them.
+type places struct {
+	all, each int
+
+	state struct {
+		sync.Mutex
+		taken int
+		of    map[string]int // by principal, of those that have any
+	}
+}
+
+// newPlaces has so many; one principal has a quarter of them, at least one.
+func newPlaces(all int) *places {
+	p := &places{all: all, each: max(1, all/4)}
+	p.state.of = map[string]int{}
+	return p
+}
+
+// take a place for a principal. release gives it back, and does nothing when it
+// is called again; it is for one goroutine.
+func (p *places) take(name string) (release func(), err error) {
+	p.state.Lock()
+	defer p.state.Unlock()
+	switch {
+	case p.state.of[name] >= p.each:
+		return nil, &refusal{status: http.StatusTooManyRequests, code: "keygate.concurrency", retryAfter: time.Second,
+			message: fmt.Sprintf("this token has %d requests under way, and may have no more at once; nothing was changed", p.each)}
+	case p.state.taken >= p.all:
+		return nil, &refusal{status: http.StatusServiceUnavailable, code: "keygate.overloaded", retryAfter: time.Second,
+			message: "too many requests are under way; nothing was changed"}
+	}
+	p.state.taken++
+	p.state.of[name]++
+	held := true
+	return func() {
+		if !held {
+			return
+		}
+		held = false
+		p.state.Lock()
+		defer p.state.Unlock()
+		p.state.taken--
+		if p.state.of[name]--; p.state.of[name] == 0 {
+			delete(p.state.of, name)
+		}
+	}, nil
 }
 
 // retryAfter is the header's value: whole seconds, at least one.

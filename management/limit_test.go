@@ -37,6 +37,50 @@ func TestBucketsAreBounded(t *testing.T) {
 	}
 }
 
+func TestPlaces(t *testing.T) {
+	p := newPlaces(8)
+	status := func(err error) int {
+		if err == nil {
+			return 0
+		}
+		return refusalOf(err).status
+	}
+	var releases []func()
+	for i, c := range []struct {
+		name string
+		want int
+	}{{"a", 0}, {"a", 0}, {"a", 429}, {"b", 0}, {"b", 0}, {"c", 0}, {"c", 0}, {"d", 0}, {"d", 0}, {"e", 503}, {"a", 429}} {
+		release, err := p.take(c.name)
+		if got := status(err); got != c.want {
+			t.Errorf("place %d, of %s: got %d, want %d", i, c.name, got, c.want)
+		}
+		if err == nil {
+			releases = append(releases, release)
+		}
+	}
+	releases[0]()
+	releases[0]() // once is enough
+	if _, err := p.take("b"); status(err) != 429 {
+		t.Errorf("a third one of b: got %v, want 429", err)
+	}
+	release, err := p.take("a")
+	if err != nil {
+		t.Fatalf("a place that was given back: %v", err)
+	}
+	if _, err := p.take("e"); status(err) != 503 {
+		t.Errorf("one more than there are: got %v, want 503", err)
+	}
+	for _, r := range append(releases, release) {
+		r()
+	}
+	if p.state.taken != 0 || len(p.state.of) != 0 {
+		t.Errorf("%d places of %v are taken in the end, want none", p.state.taken, p.state.of)
+	}
+	if got := newPlaces(1).each; got != 1 {
+		t.Errorf("one place: got %d for each, want 1", got)
+	}
+}
+
 func TestSummary(t *testing.T) {
 	var s summary
 	now := time.Unix(1000, 0)

@@ -13,11 +13,13 @@
 // # A request
 //
 // In this order: a name in Host that this server is known by (else 421); no
-// other site's page behind it (403); a place among the requests under way
-// (503); a token (401, or 429 after too many that were none); its
-// organization (404, as for one that is not there); a route (404, 405); the
-// right that the route asks for (403); a body within bounds (413, 400); the
-// handler. One table, routes, says what there is and who may.
+// other site's page behind it (403); a token (401, or 429 after too many that
+// were none); its organization (404, as for one that is not there); a route
+// (404, 405); the right that the route asks for (403); a body within bounds
+// (413, 400); a place among the requests under way (503, or 429 if the token
+// has taken its part of them); the handler. The place is given back before the
+// answer is written, so whoever sends or reads slowly holds none. One table,
+// routes, says what there is and who may.
 //
 // Consumer keys stand in paths and bodies here. They are not logged: the access
 // log names the route, never the path.
@@ -53,8 +55,9 @@ type Config struct {
 	// RequestsPerSecond of one token; 0 means 2000. As many again may come at
 	// once.
 	RequestsPerSecond float64
-	// Concurrent requests; 0 means 256. Those that wait for the fleet do not
-	// count; of them there are four times as many.
+	// Concurrent requests; 0 means 256. One token may have a quarter of them.
+	// Those that wait for the fleet do not count; of them there are four times
+	// as many.
 	Concurrent int
 	// Version of keygate, for the document.
 	Version string
@@ -71,11 +74,11 @@ const (
 
 // Server of the API. It is safe for concurrent use.
 type Server struct {
-	cfg   Config
-	gate  gate
-	slots chan struct{} // one for each request under way
-	waits chan struct{} // one for each that waits for the fleet
-	doc   document
+	cfg    Config
+	gate   gate
+	places *places
+	waits  chan struct{} // one for each that waits for the fleet
+	doc    document
 }
 
 // New returns a Server. It talks to nobody yet.
@@ -103,11 +106,11 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	return &Server{
-		cfg:   cfg,
-		gate:  newGate(cfg.RequestsPerSecond),
-		slots: make(chan struct{}, cfg.Concurrent),
-		waits: make(chan struct{}, 4*cfg.Concurrent),
-		doc:   doc,
+		cfg:    cfg,
+		gate:   newGate(cfg.RequestsPerSecond),
+		places: newPlaces(cfg.Concurrent),
+		waits:  make(chan struct{}, 4*cfg.Concurrent),
+		doc:    doc,
 	}, nil
 }
 

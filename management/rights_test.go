@@ -187,6 +187,41 @@ func TestForeignOrganization(t *testing.T) {
 	}
 }
 
+// What belongs to no one organization is under the word for all of them, for
+// those who may in all of them.
+func TestAllOrganizations(t *testing.T) {
+	a := newAPI(t, nil)
+	x := mountX + string(acme)
+	all := as(a.token(access.Admin, access.AllOrganizations))
+	common, foreign := a.token(access.Viewer, access.AllOrganizations), a.token(access.Viewer, other)
+	for _, org := range []string{"*", "%2A"} {
+		r := a.want(200, "GET", mountX+org+"/audit", nil, all)
+		if !strings.Contains(string(r.body), tokenID(t, common)) || strings.Contains(string(r.body), tokenID(t, foreign)) {
+			t.Errorf("audit: got %s, want the records of tokens for all organizations alone", r.body)
+		}
+		r = a.want(200, "GET", mountX+org+"/tokens", nil, all)
+		if !strings.Contains(string(r.body), tokenID(t, common)) || strings.Contains(string(r.body), tokenID(t, foreign)) {
+			t.Errorf("tokens: got %s, want those for all organizations alone", r.body)
+		}
+		for _, path := range []string{"", "/apps", "/developers/ann@example.com", "/keys"} {
+			if r := a.want(404, "GET", mountX+org+path, nil, all); r.code() != "keygate.organization_doesnot_exist" {
+				t.Errorf("GET %s%s: got %s, want that there is no such organization", org, path, r.body)
+			}
+		}
+		for _, path := range []string{"/audit", "/tokens"} {
+			a.want(404, "GET", mountX+org+path, nil)
+		}
+		a.want(403, "GET", mountX+org+"/audit", nil, as(common))
+	}
+	// Another organization's token is not there, whoever asks.
+	a.want(404, "DELETE", x+"/tokens/"+tokenID(t, foreign), nil, all)
+	a.want(404, "DELETE", x+"/tokens/"+tokenID(t, common), nil)
+	a.want(200, "GET", mountX+string(other), nil, as(foreign))
+	a.want(200, "DELETE", mountX+"*/tokens/"+tokenID(t, common), nil, all)
+	a.want(401, "GET", mountX+string(other), nil, as(common))
+	a.want(200, "DELETE", mountX+string(other)+"/tokens/"+tokenID(t, foreign), nil, all)
+}
+
 // What was refused for want of a right, and who tried to get in, stands in the
 // audit trail, and not once for each try.
 func TestRefusalsAreAudited(t *testing.T) {

@@ -26,6 +26,11 @@ type route struct {
 	body bool
 	// many: it may change more than one transaction holds.
 	many bool
+	// secret: its answer may show a key, a secret or a token that was made.
+	secret bool
+	// common: also of what belongs to no one organization, under the word for
+	// all of them.
+	common bool
 }
 
 // routes is all that there is. Of several patterns that a path fits the first
@@ -46,20 +51,20 @@ var routes = []route{
 	{method: "DELETE", pattern: "developers/{developer}/attributes/{attribute}", right: access.Write, write: true, handle: (*call).deleteAttribute},
 
 	{method: "GET", pattern: "developers/{developer}/apps", right: access.Read, handle: (*call).listDeveloperApps},
-	{method: "POST", pattern: "developers/{developer}/apps", right: access.Write, write: true, body: true, handle: (*call).createApp},
+	{method: "POST", pattern: "developers/{developer}/apps", right: access.Write, write: true, body: true, secret: true, handle: (*call).createApp},
 	{method: "GET", pattern: "developers/{developer}/apps/{app}", right: access.Read, handle: (*call).getDeveloperApp},
-	{method: "PUT", pattern: "developers/{developer}/apps/{app}", right: access.Write, write: true, body: true, handle: (*call).updateApp},
+	{method: "PUT", pattern: "developers/{developer}/apps/{app}", right: access.Write, write: true, body: true, secret: true, handle: (*call).updateApp},
 	{method: "DELETE", pattern: "developers/{developer}/apps/{app}", right: access.Write, write: true, handle: (*call).deleteApp},
 	{method: "POST", pattern: "developers/{developer}/apps/{app}", right: access.Status, action: true, write: true, handle: (*call).setAppStatus},
-	{method: "POST", pattern: "developers/{developer}/apps/{app}", right: access.Write, write: true, body: true, handle: (*call).addAppKey},
+	{method: "POST", pattern: "developers/{developer}/apps/{app}", right: access.Write, write: true, body: true, secret: true, handle: (*call).addAppKey},
 	{method: "GET", pattern: "developers/{developer}/apps/{app}/attributes", right: access.Read, handle: (*call).listAttributes},
 	{method: "POST", pattern: "developers/{developer}/apps/{app}/attributes", right: access.Write, write: true, body: true, handle: (*call).setAttributes},
 	{method: "GET", pattern: "developers/{developer}/apps/{app}/attributes/{attribute}", right: access.Read, handle: (*call).getAttribute},
 	{method: "POST", pattern: "developers/{developer}/apps/{app}/attributes/{attribute}", right: access.Write, write: true, body: true, handle: (*call).setAttribute},
 	{method: "DELETE", pattern: "developers/{developer}/apps/{app}/attributes/{attribute}", right: access.Write, write: true, handle: (*call).deleteAttribute},
 
-	{method: "POST", pattern: "developers/{developer}/apps/{app}/keys", right: access.Write, write: true, body: true, handle: (*call).createKey},
-	{method: "POST", pattern: "developers/{developer}/apps/{app}/keys/create", right: access.Write, write: true, body: true, handle: (*call).createKey},
+	{method: "POST", pattern: "developers/{developer}/apps/{app}/keys", right: access.Write, write: true, body: true, secret: true, handle: (*call).createKey},
+	{method: "POST", pattern: "developers/{developer}/apps/{app}/keys/create", right: access.Write, write: true, body: true, secret: true, handle: (*call).createKey},
 	{method: "GET", pattern: "developers/{developer}/apps/{app}/keys/{key}", right: access.Read, handle: (*call).getKey},
 	{method: "PUT", pattern: "developers/{developer}/apps/{app}/keys/{key}", right: access.Write, write: true, body: true, handle: (*call).updateKey},
 	{method: "DELETE", pattern: "developers/{developer}/apps/{app}/keys/{key}", right: access.Write, write: true, handle: (*call).deleteKey},
@@ -88,10 +93,10 @@ var routes = []route{
 	{method: "POST", pattern: "check", right: access.Read, body: true, handle: (*call).check},
 	{method: "POST", pattern: "statuses", right: access.Status, write: true, body: true, many: true, handle: (*call).setStatuses},
 	{method: "POST", pattern: "statuses:select", right: access.Read, body: true, handle: (*call).selectKeys},
-	{method: "GET", pattern: "audit", right: access.Audit, handle: (*call).listAudit},
-	{method: "GET", pattern: "tokens", right: access.Tokens, handle: (*call).listTokens},
-	{method: "POST", pattern: "tokens", right: access.Tokens, write: true, body: true, handle: (*call).createToken},
-	{method: "DELETE", pattern: "tokens/{token}", right: access.Tokens, write: true, handle: (*call).revokeToken},
+	{method: "GET", pattern: "audit", right: access.Audit, common: true, handle: (*call).listAudit},
+	{method: "GET", pattern: "tokens", right: access.Tokens, common: true, handle: (*call).listTokens},
+	{method: "POST", pattern: "tokens", right: access.Tokens, write: true, body: true, secret: true, handle: (*call).createToken},
+	{method: "DELETE", pattern: "tokens/{token}", right: access.Tokens, write: true, common: true, handle: (*call).revokeToken},
 }
 
 // patternOf has the patterns of routes as segments.

@@ -297,7 +297,20 @@ func (c *call) setStatuses() (answer, error) {
 		return answer{}, err
 	}
 	done, err := c.cfg.Ledger.SetStatus(c.ctx, by, action, targets, ledger.StatusOptions{Barrier: wait})
-	if err != nil && len(done.Flags) == 0 {
+	if done.Replayed && err == nil {
+		// What the first time found is not kept: tell what is there now.
+		now := by
+		now.DryRun, now.Once, now.IfMatch = true, nil, 0
+		var there ledger.Change
+		there, err = c.cfg.Ledger.SetStatus(c.ctx, now, action, targets, ledger.StatusOptions{})
+		if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+			return answer{}, err
+		}
+		for _, f := range there.Flags {
+			f.Changed = false // by this request
+			done.Flags = append(done.Flags, f)
+		}
+	} else if err != nil && len(done.Flags) == 0 {
 		return answer{}, err
 	}
 	changed := done.Changed()

@@ -29,8 +29,8 @@ func shownToken(t access.Token) listedToken {
 	return listedToken{t.ID, t.Name, t.Role, t.Organization, t.CreatedAt, t.CreatedBy, t.ExpiresAt, t.LastUsed}
 }
 
-// reach is what tokens the caller may see and end: those of the organization,
-// and for one that is for all organizations those as well.
+// reach is what tokens the caller may see: those of the organization, and for
+// one that is for all organizations those as well.
 func (c *call) reach() authz.Organization {
 	if c.who.organization == access.AllOrganizations {
 		return access.AllOrganizations
@@ -92,7 +92,7 @@ func (c *call) createToken() (answer, error) {
 func (c *call) revokeToken() (answer, error) {
 	render := func(t access.Token) []byte { return marshal(shownToken(t)) }
 	return change(c, http.StatusOK, render, func(by ledger.By) (access.Token, ledger.Done, error) {
-		return c.cfg.Ledger.RevokeToken(c.ctx, by, c.reach(), c.params["token"])
+		return c.cfg.Ledger.RevokeToken(c.ctx, by, c.org, c.params["token"])
 	})
 }
 

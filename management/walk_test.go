@@ -308,6 +308,143 @@ func TestIdempotencyKey(t *testing.T) {
 	a.want(409, "POST", apps, body, once, as(a.token(access.Admin, acme)))
 }
 
+// An answer with a key, a secret or a token in it is noted each time that it is
+// given again.
+func TestReplayedSecretIsAudited(t *testing.T) {
+	a := newAPI(t, nil)
+	w := a.people()
+	x := mountX + string(acme)
+	reveals := func() (n int) {
+		for _, r := range a.records() {
+			if r.Action == "reveal" && strings.HasPrefix(r.Note, "replayed answer") && r.Actor.Name == "admin@acme" {
+				n++
+			}
+		}
+		return n
+	}
+	for i, c := range []struct {
+		path   string
+		body   any
+		want   int
+		secret bool
+	}{
+		{x + "/developers/ann@example.com/apps", map[string]any{"name": "again"}, 201, true},
+		{w.app, map[string]any{"apiProducts": []string{"Weather-Product"}}, 200, true},
+		{w.app + "/keys", map[string]any{}, 201, true},
+		{w.app + "/keys/create", map[string]any{}, 201, true},
+		{x + "/tokens", map[string]any{"name": "again", "role": "viewer"}, 201, true},
+		{w.app + "/attributes/Notes", map[string]any{"value": "x"}, 200, false},
+	} {
+		once := header("Idempotency-Key", fmt.Sprint("again ", i))
+		before := reveals()
+		a.want(c.want, "POST", c.path, c.body, once)
+		if got := reveals() - before; got != 0 {
+			t.Errorf("POST %s: %d records of a replay at first, want none", c.path, got)
+		}
+		for range 2 {
+			if r := a.want(c.want, "POST", c.path, c.body, once); r.Header.Get("Idempotency-Replayed") != "true" {
+				t.Errorf("POST %s: the second answer is no replay", c.path)
+			}
+		}
+		if got, want := reveals()-before, map[bool]int{true: 2}[c.secret]; got != want {
+			t.Errorf("POST %s: got %d records of two replays, want %d", c.path, got, want)
+		}
+	}
+}
+
+// A replay of many changes tells how things are, and claims nothing more.
+func TestReplayedStatuses(t *testing.T) {
+	a := newAPI(t, nil)
+	w := a.people()
+	absent := strings.Repeat("0", 64)
+	body := map[string]any{"action": "revoke", "targets": []any{map[string]any{"app": w.appID}, map[string]any{"key": absent}}}
+	once := header("Idempotency-Key", "many")
+	type told struct {
+		Changed, Unchanged int
+		Replayed           bool
+		Flags              []struct {
+			Before  string
+			Changed bool
+		}
+		NotFound []struct{ Key string }
+	}
+	var first, again told
+	r := a.want(200, "POST", mountX+"acme/statuses", body, once)
+	if r.into(t, &first); first.Changed != 1 || first.Replayed || len(first.NotFound) != 1 {
+		t.Fatalf("got %s, want one changed and one not found", r.body)
+	}
+	for _, now := range []string{"revoked", "approved"} {
+		if now == "approved" {
+			a.want(204, "POST", w.app+"?action=approve", nil)
+		}
+		again = told{}
+		r = a.want(200, "POST", mountX+"acme/statuses", body, once)
+		r.into(t, &again)
+		if !again.Replayed || again.Changed != 0 || again.Unchanged != 1 || len(again.Flags) != 1 || again.Flags[0].Before != now || again.Flags[0].Changed ||
+			len(again.NotFound) != 1 || again.NotFound[0].Key != absent {
+			t.Errorf("got %s, want a replay that changed nothing, the app %s and one not found", r.body, now)
+		}
+		if got := a.want(200, "GET", w.app, nil).member("status"); got != `"`+now+`"` {
+			t.Errorf("got status %s after the replay, want %s", got, now)
+		}
+	}
+}
+
+// Edge's way to change a status by the body makes no key where it is not known.
+func TestStatusInBody(t *testing.T) {
+	a := newAPI(t, nil)
+	w := a.people()
+	before := a.want(200, "GET", w.app, nil).body
+	for _, word := range []string{"revoke", "approve"} {
+		if r := a.want(400, "POST", w.app, map[string]any{"status": word}); !strings.Contains(r.message(), "?action") {
+			t.Errorf("got %s, want it to name ?action", r.body)
+		}
+	}
+	if after := a.want(200, "GET", w.app, nil).body; string(after) != string(before) {
+		t.Errorf("the app is %s after it, was %s", after, before)
+	}
+}
+
+// The size of a list is told where it is known.
+func TestTotalSize(t *testing.T) {
+	a := newAPI(t, nil)
+	a.people()
+	apps := mountX + "acme/apps"
+	a.want(201, "POST", mountX+"acme/developers/ann@example.com/apps", map[string]any{"name": "second"})
+	r := a.want(200, "GET", apps, nil)
+	var list struct{ App []struct{ AppID string } }
+	if r.into(t, &list); len(list.App) != 2 || r.member("totalSize") != "2" {
+		t.Fatalf("got %s, want two apps and their number", r.body)
+	}
+	page := a.want(200, "GET", apps+"?pageSize=1", nil)
+	token := strings.Trim(page.member("nextPageToken"), `"`)
+	if token == "" {
+		t.Fatalf("got %s, want a page and a token", page.body)
+	}
+	for _, part := range []reply{page, a.want(200, "GET", apps+"?pageToken="+token, nil), a.want(200, "GET", apps+"?startKey="+list.App[1].AppID, nil)} {
+		if got := part.member("totalSize"); got != "" {
+			t.Errorf("got totalSize %s of a part: %s", got, part.body)
+		}
+	}
+}
+
+// A name that has the look of one escaped twice is found as it is.
+func TestEscapedLookingName(t *testing.T) {
+	a := newAPI(t, nil)
+	developers := mountX + "acme/developers"
+	for _, email := range []string{"a@b.example", "x%40y@b.example"} {
+		a.want(201, "POST", developers, map[string]any{"email": email, "firstName": "A", "lastName": "B", "userName": email})
+	}
+	for path, want := range map[string]string{
+		"/x%2540y@b.example": `"x%40y@b.example"`, "/x%2540y%40b.example": `"x%40y@b.example"`, "/a%2540b.example": `"a@b.example"`, "/a%40b.example": `"a@b.example"`,
+	} {
+		if got := a.want(200, "GET", developers+path, nil).member("email"); got != want {
+			t.Errorf("GET %s: got %s, want %s", path, got, want)
+		}
+	}
+	a.want(404, "GET", developers+"/c%2540b.example", nil)
+}
+
 func TestIfMatch(t *testing.T) {
 	a := newAPI(t, nil)
 	w := a.people()

@@ -51,6 +51,12 @@ func change[T any](c *call, status int, render func(T) []byte, do func(ledger.By
 	case by.DryRun:
 		return previewed(done.Revision, done.Changes, done.Stops), nil
 	case done.Replayed != nil:
+		if c.route.secret {
+			note := fmt.Sprintf("replayed answer: that of %s %s at revision %d", c.route.method, c.route.pattern, done.Revision)
+			if err := c.cfg.Ledger.Note(c.ctx, by, c.org, "reveal", "", note); err != nil {
+				return answer{}, err
+			}
+		}
 		return answer{status: status, body: done.Replayed, revision: done.Revision, replayed: true}, nil
 	case kept == nil:
 		kept = render(v)

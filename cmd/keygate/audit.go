@@ -51,9 +51,16 @@ func (f *auditFlags) query(cmd *cobra.Command) (q client.AuditQuery, err error) 
 // defaultRecords that audit list shows.
 const defaultRecords = 100
 
+// allOrganizationsHelp says of the commands that list records what else they
+// take as the organization.
+const allOrganizationsHelp = `
+With --org '*' they are those that are of no one organization, such as the
+tokens for all organizations. By the API it takes such a token.`
+
 func newAuditListCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List changes, the newest first",
+		Long: "List changes, the newest first.\n" + allOrganizationsHelp,
 		Example: `  keygate audit list --action revoke --from 168h
   keygate audit list --limit 1 -o yaml`,
 		Args: noArguments,
@@ -64,6 +71,7 @@ func newAuditListCommand(a *app) *cobra.Command {
 	output := outputFlag(cmd, "table", "json", "yaml", "name")
 	noHeaders := cmd.Flags().Bool("no-headers", false, "no header in the table")
 	flags := config.Register(cmd.Flags(), managed()...)
+	flags.AllOrganizations = true
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := a.loadFor(flags)
 		if err != nil {
@@ -125,6 +133,7 @@ func auditItem(r client.AuditRecord) item {
 func newAuditExportCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "export", Short: "Write changes as JSON lines, the oldest first",
+		Long: "Write changes as JSON lines, the oldest first.\n" + allOrganizationsHelp,
 		Example: `  keygate audit export > audit.jsonl
   keygate audit export --from 2026-01-01 --to 2026-02-01 > january.jsonl`,
 		Args: noArguments,
@@ -132,6 +141,7 @@ func newAuditExportCommand(a *app) *cobra.Command {
 	var f auditFlags
 	f.add(cmd)
 	flags := config.Register(cmd.Flags(), managed()...)
+	flags.AllOrganizations = true
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := a.loadFor(flags)
 		if err != nil {
@@ -153,7 +163,7 @@ func newAuditExportCommand(a *app) *cobra.Command {
 				break
 			}
 			_ = progress.Add(1)
-			if _, err = out.Write(append(r.Raw, '\n')); err != nil {
+			if _, err = out.Write(append(escapeJSON(r.Raw), '\n')); err != nil {
 				break
 			}
 		}

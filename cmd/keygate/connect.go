@@ -242,8 +242,9 @@ func (s *store) close() {
 // client of the API in this process.
 func (s *store) client(cfg *config.Config, reveal bool) (*client.Client, error) {
 	api, err := management.New(management.Config{
-		Ledger: s.ledger, Store: s.etcd, Space: cfg.Space, Organization: cfg.Organization,
-		Version: buildVersion().Version, Logger: s.log,
+		Ledger: s.ledger, Store: s.etcd, Space: cfg.Space,
+		Organization: "default", // for attempts to sign in: nobody does here
+		Version:      buildVersion().Version, Logger: s.log,
 	})
 	if err != nil {
 		return nil, err

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -13,7 +11,6 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
 	"keygate/authz"
 	"keygate/client"
@@ -343,35 +340,4 @@ func (a *app) counter(what string) *progressbar.ProgressBar {
 		progressbar.OptionSetVisibility(isTerminal(a.stderr) && !isTerminal(a.stdout)),
 		progressbar.OptionShowCount(), progressbar.OptionClearOnFinish(),
 	)
-}
-
-// printDocument writes a JSON document as json or yaml, its members in their
-// order.
-func printDocument(w io.Writer, document json.RawMessage, format string) error {
-	if format == "json" {
-		var out bytes.Buffer
-		if err := json.Indent(&out, document, "", "  "); err != nil {
-			return err
-		}
-		out.WriteByte('\n')
-		_, err := out.WriteTo(w)
-		return err
-	}
-	var node yaml.Node // JSON is YAML
-	if err := yaml.Unmarshal(document, &node); err != nil {
-		return errors.New("write the answer as YAML: it is not JSON")
-	}
-	plain(&node)
-	e := yaml.NewEncoder(w)
-	e.SetIndent(2)
-	return errors.Join(e.Encode(&node), e.Close())
-}
-
-// plain drops JSON's braces and quotes; the encoder writes those that YAML
-// needs.
-func plain(n *yaml.Node) {
-	n.Style = 0
-	for _, c := range n.Content {
-		plain(c)
-	}
 }

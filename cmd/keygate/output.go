@@ -1,12 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 )
@@ -37,10 +41,30 @@ func (f *outputFormat) Set(s string) error {
 
 // printJSON writes v, indented, as one document.
 func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
+	var out bytes.Buffer
+	e := json.NewEncoder(&out)
 	e.SetIndent("", "  ")
 	e.SetEscapeHTML(false)
-	return e.Encode(v)
+	if err := e.Encode(v); err != nil {
+		return err
+	}
+	_, err := w.Write(escapeJSON(out.Bytes()))
+	return err
+}
+
+// printDocument writes a JSON document as json or yaml, its members in their
+// order.
+func printDocument(w io.Writer, document json.RawMessage, format string) error {
+	if format == "yaml" {
+		return printYAML(w, document)
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, document, "", "  "); err != nil {
+		return err
+	}
+	out.WriteByte('\n')
+	_, err := w.Write(escapeJSON(out.Bytes()))
+	return err
 }
 
 // printTable writes rows in aligned columns; the first may be the header. A
@@ -60,9 +84,41 @@ func printTable(w io.Writer, rows ...[]string) error {
 
 // printable escapes what is not to be written to a terminal.
 func printable(s string) string {
-	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 || r == 0xfffd }) {
+	if strings.ContainsFunc(s, unprintable) {
 		q := fmt.Sprintf("%q", s)
 		return q[1 : len(q)-1]
 	}
 	return s
+}
+
+// unprintable tells of what a terminal obeys and does not show: control
+// characters, those that only turn or break a line, and what was no UTF-8.
+func unprintable(r rune) bool {
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) || r == utf8.RuneError
+}
+
+// escapeJSON escapes what is unprintable in a JSON text. It stands in strings
+// alone: elsewhere JSON has no such characters but the end of a line.
+func escapeJSON(text []byte) []byte {
+	return escapeStrings(text, func(r rune) string {
+		if r <= 0xffff {
+			return fmt.Sprintf(`\u%04x`, r)
+		}
+		high, low := utf16.EncodeRune(r)
+		return fmt.Sprintf(`\u%04x\u%04x`, high, low)
+	})
+}
+
+// escapeStrings escapes what is unprintable in a document, the ends of its lines
+// excepted.
+func escapeStrings(text []byte, escape func(rune) string) []byte {
+	var out bytes.Buffer
+	for _, r := range string(text) {
+		if r != '\n' && unprintable(r) {
+			out.WriteString(escape(r))
+		} else {
+			out.WriteRune(r)
+		}
+	}
+	return out.Bytes()
 }
