@@ -129,6 +129,13 @@ func leaseLost(w *World) {
 			}
 			return true
 		})
+		// Its next probe then begins when the lease is gone. One that has begun would
+		// wait for a watch that hears nothing, and not look again meanwhile: a
+		// lease that somebody revokes is seen by the next probe, no earlier.
+		w.Until("the replica to have just proven itself", func() bool {
+			age := r.Status().Store.ProofAge
+			return age >= 0 && age < w.Options.S/20
+		})
 		over := w.Fault(deaf, "replica %d hears of nothing, and its lease is revoked", deaf)
 		for _, l := range r.Links {
 			l.Only(etcdtest.WatchLinks)
