@@ -113,13 +113,16 @@ does everything, auditor reads the audit.`,
 func newTokenListCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the tokens that are good for the organization",
+		Long: `List the tokens of the organization; with --org '*' all tokens, those that are
+good for every organization too.`,
 		Example: `  keygate token list --org acme
-  keygate token list -o json`,
+  keygate token list --org '*' -o json`,
 		Args: noArguments,
 	}
 	output := outputFlag(cmd, "table", "json", "yaml", "name")
 	noHeaders := cmd.Flags().Bool("no-headers", false, "no header in the table")
 	flags := config.Register(cmd.Flags(), managed()...)
+	flags.AllOrganizations = true
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := a.loadFor(flags)
 		if err != nil {
@@ -164,7 +167,8 @@ func newTokenRevokeCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "revoke ID...", Short: "Revoke tokens, by their ids",
 		Long: `Revoke tokens by their ids, or at least 8 characters that one begins with, which
-token list prints. They are good for nothing from the next request on.`,
+token list prints. They are good for nothing from the next request on. A token
+that is good for every organization is revoked with --org '*'.`,
 		Example: `  keygate token revoke 5f2a9c01e77b
   keygate token revoke 5f2a9c01e77b --reason "left the team"`,
 		Annotations: map[string]string{holdsKeys: ""},
@@ -172,6 +176,7 @@ token list prints. They are good for nothing from the next request on.`,
 	ch := changeFlags(cmd)
 	output := outputFlag(cmd, "table", "json", "yaml", "name")
 	flags := config.Register(cmd.Flags(), managed()...)
+	flags.AllOrganizations = true
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return usageError(cmd, "name at least one token")
