@@ -52,9 +52,9 @@ type Request struct {
 // Implementations are safe for concurrent use.
 type Source interface {
 	// Records returns the credential of a key with the app and the developer
-	// it belongs to. A record that is known not to exist is nil; that is an
-	// answer, not an error. The result is shared and immutable. Errors wrap
-	// ErrUnavailable or ErrOverloaded.
+	// it belongs to. A record that is known not to exist is the zero one; that is
+	// an answer, not an error. What the result refers to is shared and immutable.
+	// Errors wrap ErrUnavailable or ErrOverloaded.
 	Records(ctx context.Context, org Organization, id KeyID) (Records, error)
 }
 
@@ -65,12 +65,14 @@ type Proof interface {
 	Valid() bool
 }
 
-// Records is what a [Source] knows about one key. A nil record does not
-// exist; a record that exists but cannot be read says so in its Problem.
+// Records is what a [Source] knows about one key. A zero record does not
+// exist; a record that exists but cannot be read says so in its Problem. They
+// are values, so that a source that keeps its records in another form needs no
+// memory to answer.
 type Records struct {
-	Credential *Credential
-	App        *App
-	Developer  *Developer
+	Credential Credential
+	App        App
+	Developer  Developer
 	// Revision of the store that had been applied when the records were asked
 	// for: every record is at least as new.
 	Revision int64
@@ -80,6 +82,8 @@ type Records struct {
 
 // Credential is the record behind a consumer key. Immutable.
 type Credential struct {
+	// Exists tells whether there is such a record.
+	Exists   bool
 	Status   Flag
 	Products map[ProductName]Flag
 	App      AppID
@@ -101,6 +105,8 @@ type Credential struct {
 
 // App is a developer app's record. Immutable.
 type App struct {
+	// Exists tells whether there is such a record.
+	Exists    bool
 	Status    Flag
 	Developer DeveloperID
 	// Problem says why the app's details cannot be used; empty when they can.
@@ -109,6 +115,8 @@ type App struct {
 
 // Developer is a developer's record. Immutable.
 type Developer struct {
+	// Exists tells whether there is such a record.
+	Exists bool
 	Status Flag
 	// Problem says why the developer's details cannot be used; empty when
 	// they can.
@@ -206,7 +214,7 @@ func (a *Authorizer) decide(ctx context.Context, req Request) (d Decision, rungs
 	if a.Now != nil {
 		now = a.Now
 	}
-	rungs, product := climb(req, records, now(), &a.expired)
+	rungs, product := climb(req, &records, now(), &a.expired)
 	d = Decision{
 		Reason: Allowed, Organization: req.Organization, KeyID: req.KeyID,
 		Product: product, Revision: records.Revision,
@@ -217,9 +225,7 @@ func (a *Authorizer) decide(ctx context.Context, req Request) (d Decision, rungs
 			break
 		}
 	}
-	if c := records.Credential; c != nil {
-		d.App, d.Developer, d.Scopes = c.App, c.Developer, c.Scopes
-	}
+	d.App, d.Developer, d.Scopes = records.Credential.App, records.Credential.Developer, records.Credential.Scopes
 	// The last step, after everything was decided: an answer counts only while
 	// the proof that was taken first still holds.
 	if records.Proof == nil || !records.Proof.Valid() {

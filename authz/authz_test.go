@@ -49,7 +49,7 @@ func keyID(t testing.TB, key string) authz.KeyID {
 // revoked and Tides as pending.
 func good() authz.Records {
 	return authz.Records{
-		Credential: &authz.Credential{
+		Credential: authz.Credential{Exists: true,
 			Status: approved(),
 			Products: map[authz.ProductName]authz.Flag{
 				"Weather": approved(),
@@ -60,8 +60,8 @@ func good() authz.Records {
 			},
 			App: "app-1", Developer: "dev-1", ExpiresAt: authz.NeverExpires, Scopes: "READ WRITE",
 		},
-		App:       &authz.App{Status: approved(), Developer: "dev-1"},
-		Developer: &authz.Developer{Status: active()},
+		App:       authz.App{Exists: true, Status: approved(), Developer: "dev-1"},
+		Developer: authz.Developer{Exists: true, Status: active()},
 		Revision:  42,
 		Proof:     proof(true),
 	}
@@ -88,9 +88,9 @@ func weather(s authz.Status) change {
 
 func expires(ms int64) change { return func(r *authz.Records) { r.Credential.ExpiresAt = ms } }
 
-func noKey(r *authz.Records)       { r.Credential = nil }
-func noApp(r *authz.Records)       { r.App = nil }
-func noDeveloper(r *authz.Records) { r.Developer = nil }
+func noKey(r *authz.Records)       { r.Credential = authz.Credential{} }
+func noApp(r *authz.Records)       { r.App = authz.App{} }
+func noDeveloper(r *authz.Records) { r.Developer = authz.Developer{} }
 func noWeather(r *authz.Records)   { delete(r.Credential.Products, "Weather") }
 func noProducts(r *authz.Records)  { r.Credential.Products = nil }
 func noProof(r *authz.Records)     { r.Proof = nil }
@@ -230,7 +230,7 @@ func TestDecide(t *testing.T) {
 			if d.Revision != 42 {
 				t.Errorf("revision: got %d, want the records' 42", d.Revision)
 			}
-			if s.records.Credential != nil && (d.App != "app-1" || d.Developer != "dev-1" || d.Scopes != "READ WRITE") {
+			if s.records.Credential.Exists && (d.App != "app-1" || d.Developer != "dev-1" || d.Scopes != "READ WRITE") {
 				t.Errorf("identity: got app %q developer %q scopes %q, want the credential's", d.App, d.Developer, d.Scopes)
 			}
 			agree(t, a, req, d)

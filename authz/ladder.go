@@ -35,11 +35,11 @@ const latestExpiry = 253402300799999
 // climb answers every rung; the caller takes the first refusal. It always
 // climbs the whole ladder, so that explain and the data path cannot differ, and
 // so that an expiry is seen whatever refuses above it.
-func climb(req Request, r Records, now time.Time, expired *latch) (rungs [numRungs]Rung, product ProductName) {
-	c := r.Credential
+func climb(req Request, r *Records, now time.Time, expired *latch) (rungs [numRungs]Rung, product ProductName) {
+	c := &r.Credential
 	// What a rung says if nothing leads to it.
 	unknown := Rung{Reason: RecordUnreadable, Problem: "nothing is known of it"}
-	if c == nil {
+	if !c.Exists {
 		unknown = Rung{Reason: KeyUnknown}
 	}
 	for i, level := range [numRungs]string{"key", "key status", "expiry", "app status", "developer status", "product on key"} {
@@ -47,14 +47,14 @@ func climb(req Request, r Records, now time.Time, expired *latch) (rungs [numRun
 		rungs[i].Level = level
 	}
 	product = req.Products[0]
-	if c == nil {
+	if !c.Exists {
 		return rungs, product
 	}
 	rungs[rungKey].Reason, rungs[rungKey].Problem = Allowed, ""
 	rungs[rungKeyStatus].judge(c.Status, keyReasons)
 	rungs[rungExpiry].expiry(req.KeyID, c, now, expired)
-	rungs[rungApp].app(c, r.App)
-	rungs[rungDeveloper].developer(r.App, r.Developer)
+	rungs[rungApp].app(c, &r.App)
+	rungs[rungDeveloper].developer(&r.App, &r.Developer)
 	product = rungs[rungProduct].product(req.Products, c.Products)
 	return rungs, product
 }
@@ -96,7 +96,7 @@ func (g *Rung) expiry(id KeyID, c *Credential, now time.Time, expired *latch) {
 }
 
 func (g *Rung) app(c *Credential, a *App) {
-	if a == nil {
+	if !a.Exists {
 		g.Problem = "the credential's app does not exist"
 		if c.Problem != "" {
 			g.Problem = c.Problem
@@ -116,8 +116,8 @@ func (g *Rung) app(c *Credential, a *App) {
 }
 
 func (g *Rung) developer(a *App, d *Developer) {
-	if d == nil {
-		if a != nil {
+	if !d.Exists {
+		if a.Exists {
 			g.Problem = "the app's developer does not exist"
 		}
 		return

@@ -79,10 +79,7 @@ func TestExpiryOnceSeen(t *testing.T) {
 				if st.change != nil {
 					st.change(&s.records)
 				}
-				// The record as a cache would hand it out after an eviction: equal, not
-				// the same.
-				c := *s.records.Credential
-				s.records.Credential = &c
+				c := s.records.Credential
 				at = now.Add(st.clock)
 				d := a.Decide(t.Context(), request(t))
 				if d.Reason != st.want {

@@ -57,15 +57,15 @@ func newWorld() world {
 	approved := authz.Flag{Status: authz.StatusApproved}
 	build := func(edit func(*authz.Records)) answer {
 		r := authz.Records{
-			Credential: &authz.Credential{
+			Credential: authz.Credential{Exists: true,
 				Status: approved,
 				Products: map[authz.ProductName]authz.Flag{
 					weather: approved, orders: {Status: authz.StatusRevoked}, maps: {Status: authz.StatusPending},
 				},
 				App: "app-1", Developer: "developer-1", ExpiresAt: authz.NeverExpires, Scopes: "read write",
 			},
-			App:       &authz.App{Status: approved, Developer: "developer-1"},
-			Developer: &authz.Developer{Status: authz.Flag{Status: authz.StatusActive}},
+			App:       authz.App{Exists: true, Status: approved, Developer: "developer-1"},
+			Developer: authz.Developer{Exists: true, Status: authz.Flag{Status: authz.StatusActive}},
 			Revision:  7, Proof: valid{},
 		}
 		edit(&r)
@@ -84,7 +84,7 @@ func newWorld() world {
 		appRevoked:    func(r *authz.Records) { r.App.Status.Status = authz.StatusRevoked },
 		appPending:    func(r *authz.Records) { r.App.Status.Status = authz.StatusPending },
 		inactiveKey:   func(r *authz.Records) { r.Developer.Status.Status = authz.StatusInactive },
-		unreadableKey: func(r *authz.Records) { r.App = nil },
+		unreadableKey: func(r *authz.Records) { r.App = authz.App{} },
 	} {
 		w[idOf(key)] = build(edit)
 	}

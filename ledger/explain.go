@@ -19,14 +19,14 @@ func (l *Ledger) Explain(ctx context.Context, org authz.Organization, id authz.K
 		// From the key to its app, and from there to the developer, as a replica does.
 		records := fixed{Proof: always{}, Revision: t.rev}
 		records.Credential = l.space.Credential(l.records(t.view)[key])
-		if c := records.Credential; c != nil && c.App != "" {
+		if c := records.Credential; c.Exists && c.App != "" {
 			app := keyspace.AppRecord(org, c.App)
 			if _, err := t.readFolders(ctx, l.space.Folder(app)); err != nil {
 				return err
 			}
 			records.App = l.space.App(l.records(t.view)[app])
 		}
-		if a := records.App; a != nil && a.Developer != "" {
+		if a := records.App; a.Exists && a.Developer != "" {
 			developer := keyspace.DeveloperRecord(org, a.Developer)
 			if _, err := t.readFolders(ctx, l.space.Folder(developer)); err != nil {
 				return err

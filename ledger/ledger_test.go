@@ -169,10 +169,10 @@ func (c source) Records(ctx context.Context, org authz.Organization, id authz.Ke
 		return entries
 	}
 	r := authz.Records{Revision: rev, Proof: current{}}
-	if r.Credential = c.s.space.Credential(under(keyspace.KeyRecord(org, id))); r.Credential != nil {
+	if r.Credential = c.s.space.Credential(under(keyspace.KeyRecord(org, id))); r.Credential.Exists {
 		r.App = c.s.space.App(under(keyspace.AppRecord(org, r.Credential.App)))
 	}
-	if r.App != nil {
+	if r.App.Exists {
 		r.Developer = c.s.space.Developer(under(keyspace.DeveloperRecord(org, r.App.Developer)))
 	}
 	return r, nil

@@ -138,10 +138,10 @@ type snapshot map[keyspace.Record][]keyspace.Entry
 func (s snapshot) Records(_ context.Context, org authz.Organization, id authz.KeyID) (r authz.Records, err error) {
 	space, err := keyspace.New(keyspace.DefaultPrefix)
 	r.Proof = current{}
-	if r.Credential = space.Credential(s[keyspace.KeyRecord(org, id)]); r.Credential != nil {
+	if r.Credential = space.Credential(s[keyspace.KeyRecord(org, id)]); r.Credential.Exists {
 		r.App = space.App(s[keyspace.AppRecord(org, r.Credential.App)])
 	}
-	if r.App != nil {
+	if r.App.Exists {
 		r.Developer = space.Developer(s[keyspace.DeveloperRecord(org, r.App.Developer)])
 	}
 	return r, err

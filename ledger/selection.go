@@ -257,7 +257,7 @@ func Keys(ctx context.Context, kv clientv3.KV, space keyspace.Space, org authz.O
 			}
 			k := Key{ID: id, There: len(entries) > 0}
 			if k.There {
-				k.Credential = *space.Credential(entries)
+				k.Credential = space.Credential(entries)
 			}
 			for name := range k.Credential.Products {
 				products[name] = true

@@ -113,7 +113,7 @@ func (l *Ledger) stops(ctx context.Context, org authz.Organization, rev int64, w
 		asked, credentials := map[keyspace.Record]bool{}, l.records(now)
 		for _, id := range part {
 			c := l.space.Credential(credentials[keyspace.KeyRecord(org, id)])
-			if c == nil || c.Problem != "" {
+			if !c.Exists || c.Problem != "" {
 				continue
 			}
 			for _, r := range []keyspace.Record{keyspace.AppRecord(org, c.App), keyspace.DeveloperRecord(org, c.Developer)} {
@@ -130,7 +130,7 @@ func (l *Ledger) stops(ctx context.Context, org authz.Organization, rev int64, w
 		for _, id := range part {
 			record := keyspace.KeyRecord(org, id)
 			c := l.space.Credential(before[record])
-			if c == nil {
+			if !c.Exists {
 				continue
 			}
 			for _, product := range slices.Sorted(maps.Keys(c.Products)) {
@@ -166,10 +166,10 @@ func (l *Ledger) records(v view) map[keyspace.Record][]keyspace.Entry {
 func (l *Ledger) opens(ctx context.Context, org authz.Organization, id authz.KeyID, product authz.ProductName, records map[keyspace.Record][]keyspace.Entry) bool {
 	r := fixed{Proof: always{}}
 	r.Credential = l.space.Credential(records[keyspace.KeyRecord(org, id)])
-	if r.Credential != nil && r.Credential.Problem == "" {
+	if r.Credential.Exists && r.Credential.Problem == "" {
 		r.App = l.space.App(records[keyspace.AppRecord(org, r.Credential.App)])
 	}
-	if r.App != nil && r.App.Problem == "" { // its developer is the authority
+	if r.App.Exists && r.App.Problem == "" { // its developer is the authority
 		r.Developer = l.space.Developer(records[keyspace.DeveloperRecord(org, r.App.Developer)])
 	}
 	a := authz.Authorizer{Source: r, Now: l.now}

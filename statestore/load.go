@@ -302,17 +302,20 @@ func (l *loader) record(e *epoch, want keyspace.Record, snap Snapshot, i int) *r
 	var problem string
 	switch want.Kind {
 	case keyspace.KindKey:
-		if r.credential = l.space.Credential(entries); r.credential != nil {
+		if c := l.space.Credential(entries); c.Exists {
+			r.credential = &c
 			// Of the value itself, not of the read: it outlives eviction and reload.
 			r.credential.Revision = details
 			problem = r.credential.Problem + r.credential.Status.Problem
 		}
 	case keyspace.KindApp:
-		if r.app = l.space.App(entries); r.app != nil {
+		if a := l.space.App(entries); a.Exists {
+			r.app = &a
 			problem = r.app.Problem + r.app.Status.Problem
 		}
 	case keyspace.KindDeveloper:
-		if r.developer = l.space.Developer(entries); r.developer != nil {
+		if d := l.space.Developer(entries); d.Exists {
+			r.developer = &d
 			problem = r.developer.Problem + r.developer.Status.Problem
 		}
 	}

@@ -32,14 +32,14 @@ type view struct {
 
 func (v *view) records(p *proof, revision int64) authz.Records {
 	r := authz.Records{Revision: revision, Proof: p}
-	if v.rec[0] != nil {
-		r.Credential = v.rec[0].credential
+	if v.rec[0] != nil && v.rec[0].credential != nil {
+		r.Credential = *v.rec[0].credential
 	}
-	if v.rec[1] != nil {
-		r.App = v.rec[1].app
+	if v.rec[1] != nil && v.rec[1].app != nil {
+		r.App = *v.rec[1].app
 	}
-	if v.rec[2] != nil {
-		r.Developer = v.rec[2].developer
+	if v.rec[2] != nil && v.rec[2].developer != nil {
+		r.Developer = *v.rec[2].developer
 	}
 	return r
 }

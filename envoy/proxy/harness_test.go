@@ -53,9 +53,9 @@ func (source) Records(_ context.Context, org authz.Organization, id authz.KeyID)
 	if org != "default" && org != "acme" {
 		return r, nil
 	}
-	r.App = &authz.App{Status: approved, Developer: "dev-1"}
-	r.Developer = &authz.Developer{Status: authz.Flag{Status: authz.StatusActive}}
-	r.Credential = &authz.Credential{
+	r.App = authz.App{Exists: true, Status: approved, Developer: "dev-1"}
+	r.Developer = authz.Developer{Exists: true, Status: authz.Flag{Status: authz.StatusActive}}
+	r.Credential = authz.Credential{Exists: true,
 		Status: approved, App: "app-1", Developer: "dev-1", ExpiresAt: authz.NeverExpires,
 		Products: map[authz.ProductName]authz.Flag{"Weather-Product": approved, "Orders-Product": {Status: authz.StatusRevoked}},
 	}

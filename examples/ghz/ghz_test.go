@@ -32,13 +32,13 @@ type source struct{}
 func (source) Records(_ context.Context, _ authz.Organization, id authz.KeyID) (authz.Records, error) {
 	r := authz.Records{Revision: 1, Proof: valid{}}
 	if id == quickstart.KeyID(quickstart.OrdersKey) {
-		r.Credential = &authz.Credential{
+		r.Credential = authz.Credential{Exists: true,
 			Status: authz.Flag{Status: authz.StatusApproved}, ExpiresAt: authz.NeverExpires,
 			App: quickstart.OrdersApp, Developer: quickstart.OrdersDeveloper,
 			Products: map[authz.ProductName]authz.Flag{quickstart.WeatherProduct: {Status: authz.StatusApproved}},
 		}
-		r.App = &authz.App{Status: authz.Flag{Status: authz.StatusApproved}, Developer: quickstart.OrdersDeveloper}
-		r.Developer = &authz.Developer{Status: authz.Flag{Status: authz.StatusActive}}
+		r.App = authz.App{Exists: true, Status: authz.Flag{Status: authz.StatusApproved}, Developer: quickstart.OrdersDeveloper}
+		r.Developer = authz.Developer{Exists: true, Status: authz.Flag{Status: authz.StatusActive}}
 	}
 	return r, nil
 }

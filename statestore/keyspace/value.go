@@ -66,13 +66,13 @@ func quote(value []byte) string {
 var absent = authz.Flag{Problem: "status is absent"}
 
 // Credential reads the record of a key from all the entries of its folder. No
-// entry at all is no record: nil. Entries whose path is not canonical name
+// entry at all is no record: the zero one. Entries whose path is not canonical name
 // nothing and are passed over.
-func (s Space) Credential(entries []Entry) *authz.Credential {
+func (s Space) Credential(entries []Entry) authz.Credential {
 	if len(entries) == 0 {
-		return nil
+		return authz.Credential{}
 	}
-	c := &authz.Credential{Status: absent, Problem: "credential is absent", Products: map[authz.ProductName]authz.Flag{}}
+	c := authz.Credential{Exists: true, Status: absent, Problem: "credential is absent", Products: map[authz.ProductName]authz.Flag{}}
 	for _, e := range entries {
 		switch p, err := s.Parse(e.Key); {
 		case err != nil:
@@ -81,7 +81,7 @@ func (s Space) Credential(entries []Entry) *authz.Credential {
 		case p.Field == FieldProduct:
 			c.Products[p.Product] = ParseStatus(e.Value)
 		case p.Field == FieldDetails:
-			c.Problem = problem("credential", readCredential(c, e.Value))
+			c.Problem = problem("credential", readCredential(&c, e.Value))
 		}
 	}
 	return c
@@ -118,18 +118,18 @@ func readCredential(c *authz.Credential, value []byte) (err error) {
 }
 
 // App reads the record of an app, as Credential reads a key's.
-func (s Space) App(entries []Entry) *authz.App {
+func (s Space) App(entries []Entry) authz.App {
 	if len(entries) == 0 {
-		return nil
+		return authz.App{}
 	}
-	a := &authz.App{Status: absent, Problem: "app is absent"}
+	a := authz.App{Exists: true, Status: absent, Problem: "app is absent"}
 	for _, e := range entries {
 		switch p, err := s.Parse(e.Key); {
 		case err != nil:
 		case p.Field == FieldStatus:
 			a.Status = ParseStatus(e.Value)
 		case p.Field == FieldDetails:
-			a.Problem = problem("app", readApp(a, e.Value))
+			a.Problem = problem("app", readApp(&a, e.Value))
 		}
 	}
 	return a
@@ -144,11 +144,11 @@ func readApp(a *authz.App, value []byte) error {
 }
 
 // Developer reads the record of a developer, as Credential reads a key's.
-func (s Space) Developer(entries []Entry) *authz.Developer {
+func (s Space) Developer(entries []Entry) authz.Developer {
 	if len(entries) == 0 {
-		return nil
+		return authz.Developer{}
 	}
-	d := &authz.Developer{Status: absent, Problem: "developer is absent"}
+	d := authz.Developer{Exists: true, Status: absent, Problem: "developer is absent"}
 	for _, e := range entries {
 		switch p, err := s.Parse(e.Key); {
 		case err != nil:

@@ -256,14 +256,14 @@ func TestHostileDetails(t *testing.T) {
 
 func TestNoEntriesIsNoRecord(t *testing.T) {
 	s := space(t, "/keygate")
-	if c := s.Credential(nil); c != nil {
-		t.Errorf("credential: got %+v, want nil", c)
+	if c := s.Credential(nil); c.Exists {
+		t.Errorf("credential: got %+v, want none", c)
 	}
-	if a := s.App(nil); a != nil {
-		t.Errorf("app: got %+v, want nil", a)
+	if a := s.App(nil); a.Exists {
+		t.Errorf("app: got %+v, want none", a)
 	}
-	if d := s.Developer(nil); d != nil {
-		t.Errorf("developer: got %+v, want nil", d)
+	if d := s.Developer(nil); d.Exists {
+		t.Errorf("developer: got %+v, want none", d)
 	}
 	none := stored{absent, absent, absent, absent, absent, absent, absent}
 	if d := none.decide(t); d.Reason != authz.KeyUnknown {
@@ -280,7 +280,7 @@ func TestEntriesThatNameNothing(t *testing.T) {
 		folder+"Status", "approved", folder+"status/", "approved", folder+"products/a%2fb", "approved", folder+"products/", "approved",
 		folder+"products/x/y", "approved", folder+"note", "x", s.Details(k), goodCredential,
 	))
-	if c == nil || c.Status.Status != authz.StatusNone || len(c.Products) != 0 || c.Problem != "" {
+	if !c.Exists || c.Status.Status != authz.StatusNone || len(c.Products) != 0 || c.Problem != "" {
 		t.Errorf("got %+v, want a credential without status and products", c)
 	}
 	st := good()
