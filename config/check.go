@@ -49,39 +49,46 @@ func (c *Config) check(groups []Group) (problems []error) {
 	}
 	type listener struct {
 		group     Group
-		name      string // of the group's settings
+		name      string // of the setting, without -listen
+		secured   string // what the settings of its TLS begin with
 		address   Address
 		cert, key string
 		insecure  bool
 		advice    string
 	}
 	listeners := []listener{
-		{Authz, "authz", c.AuthzListen, c.AuthzTLSCert, c.AuthzTLSKey, c.AuthzInsecure, " (best with --authz-client-ca)"},
-		{Management, "management", c.ManagementListen, c.ManagementTLSCert, c.ManagementTLSKey, c.ManagementInsecure, ""},
-		{Health, "health", c.HealthListen, "", "", true, ""},
+		{Authz, "authz", "authz", c.AuthzListen, c.AuthzTLSCert, c.AuthzTLSKey, c.AuthzInsecure, " (best with --authz-client-ca)"},
+		{Authz, "authz-http", "authz", c.AuthzHTTPListen, c.AuthzTLSCert, c.AuthzTLSKey, c.AuthzInsecure, " (best with --authz-client-ca)"},
+		{Management, "management", "management", c.ManagementListen, c.ManagementTLSCert, c.ManagementTLSKey, c.ManagementInsecure, ""},
+		{Health, "health", "health", c.HealthListen, "", "", true, ""},
 	}
 	listeners = slices.DeleteFunc(listeners, func(l listener) bool { return !slices.Contains(groups, l.group) })
 	for i, l := range listeners {
 		isTLS := l.cert != "" && l.key != ""
-		pair(l.name+"-tls-cert", l.name+"-tls-key", l.cert, l.key)
-		if l.group == Authz && c.AuthzClientCA != "" && l.cert == "" {
-			problem("%s is given without --authz-tls-cert and --authz-tls-key", from("authz-client-ca"))
-		}
-		if l.insecure && isTLS {
-			problem("%s and %s are given together: plaintext or TLS, choose one", from(l.name+"-insecure"), from(l.name+"-tls-cert"))
+		if l.name == l.secured { // once for listeners that share it
+			pair(l.name+"-tls-cert", l.name+"-tls-key", l.cert, l.key)
+			if l.group == Authz && c.AuthzClientCA != "" && l.cert == "" {
+				problem("%s is given without --authz-tls-cert and --authz-tls-key", from("authz-client-ca"))
+			}
+			if l.insecure && isTLS {
+				problem("%s and %s are given together: plaintext or TLS, choose one", from(l.name+"-insecure"), from(l.name+"-tls-cert"))
+			}
 		}
 		if l.address == (Address{}) {
 			continue
 		}
 		if !l.address.Local() && !isTLS && !l.insecure {
 			problem("%[1]s: %[2]s is not a loopback address: give --%[3]s-tls-cert and --%[3]s-tls-key%[4]s, listen on a unix socket, or ask for plaintext with --%[3]s-insecure",
-				from(l.name+"-listen"), l.address, l.name, l.advice)
+				from(l.name+"-listen"), l.address, l.secured, l.advice)
 		}
 		for _, other := range listeners[i+1:] {
 			if l.address == other.address && !strings.HasSuffix(l.address.Address, ":0") {
 				problem("%s and %s are both %s", from(l.name+"-listen"), from(other.name+"-listen"), l.address)
 			}
 		}
+	}
+	if slices.Contains(groups, Authz) && c.KeyQuery != "" && c.AuthzHTTPListen != (Address{}) {
+		problem("%s and %s are given together: Envoy's HTTP ext_authz can neither send nor remove a key in the query", from("key-query"), from("authz-http-listen"))
 	}
 	for _, s := range []struct {
 		group    Group

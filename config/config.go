@@ -56,6 +56,10 @@ type Config struct {
 
 	// AuthzListen is where ext_authz is served.
 	AuthzListen Address
+	// AuthzHTTPListen is where the same checks are served to Envoy's HTTP
+	// ext_authz, with AuthzListen's TLS and rules; the zero Address means
+	// nowhere.
+	AuthzHTTPListen Address
 	// AuthzTLSCert, AuthzTLSKey and AuthzClientCA are PEM files. With a client
 	// CA a client must show a certificate that it has signed.
 	AuthzTLSCert, AuthzTLSKey, AuthzClientCA string

@@ -65,6 +65,7 @@ etcdQuota=2GiB
 prefix=/keygate
 org=default
 authzListen=127.0.0.1:9000
+authzHttpListen=off
 authzTlsCert=
 authzTlsKey=
 authzClientCa=
@@ -105,7 +106,8 @@ func TestPrecedenceOfEverySetting(t *testing.T) {
 		"etcd-quota":     {"1GiB", "512MiB", "17MiB"},
 		"prefix":         {"/a", "/b", "/c"}, "org": {"a", "b", "c"},
 		"authz-listen": {"127.0.0.1:1", "[::1]:2", "unix:///x.sock"}, "health-listen": {":1", "0.0.0.0:2", "unix:///y.sock"},
-		"key-header": {"x-a", "x-b", "x-c"}, "key-query": {"a", "b", "c"},
+		"authz-http-listen": {"127.0.0.1:1", "off", "unix:///x.sock"},
+		"key-header":        {"x-a", "x-b", "x-c"}, "key-query": {"a", "b", "c"},
 		"denial-body": {"uniform", "apigee", "uniform"}, "log-decisions": {"denied", "all", "none"},
 		"staleness-budget":    {"3s", "1m", "4.5s"},
 		"authz-insecure":      {"true", "false", "true"},
@@ -273,6 +275,11 @@ func TestMistakes(t *testing.T) {
 		{"one port for management and health", "--management-listen 127.0.0.1:8081", "", "", `--management-listen and --health-listen are both 127.0.0.1:8081`},
 		{"one port for management and authz", "", "", "managementListen: 127.0.0.1:9000\n", `--authz-listen and keygate.yaml:1: managementListen are both 127.0.0.1:9000`},
 
+		{"HTTP door off loopback", "", "KEYGATE_AUTHZ_HTTP_LISTEN=:9002", "", `KEYGATE_AUTHZ_HTTP_LISTEN: :9002 is not a loopback address: give --authz-tls-cert and --authz-tls-key (best with --authz-client-ca), listen on a unix socket, or ask for plaintext with --authz-insecure`},
+		{"one port for both doors", "", "", "authzHttpListen: 127.0.0.1:9000\n", `--authz-listen and keygate.yaml:1: authzHttpListen are both 127.0.0.1:9000`},
+		{"HTTP door and half a TLS", "--authz-http-listen :9002 --authz-tls-cert c --authz-insecure", "", "", `--authz-tls-cert is given without --authz-tls-key`},
+		{"HTTP door and a key in the query", "--authz-http-listen 127.0.0.1:9002 --key-query apikey", "", "", `--key-query and --authz-http-listen are given together: Envoy's HTTP ext_authz can neither send nor remove a key in the query`},
+
 		{"management off loopback", "--management-listen :8080", "", "", `--management-listen: :8080 is not a loopback address: give --management-tls-cert and --management-tls-key, listen on a unix socket, or ask for plaintext with --management-insecure`},
 		{"management key alone", "--management-tls-key k", "", "", `--management-tls-key is given without --management-tls-cert`},
 		{"management insecure TLS", "--management-insecure --management-tls-cert c --management-tls-key k", "", "", `--management-insecure and --management-tls-cert are given together: plaintext or TLS, choose one`},
@@ -320,6 +327,8 @@ func TestAccepted(t *testing.T) {
 		"--authz-listen :9000 --authz-insecure",
 		"--authz-listen unix:///run/keygate/authz.sock",
 		"--authz-listen localhost:9000", "--authz-listen 127.8.9.1:0 --health-listen 127.8.9.1:0", "--authz-listen [::1]:9000",
+		"--authz-http-listen 127.0.0.1:9002", "--authz-http-listen off --key-query apikey", "--authz-http-listen unix:///run/keygate/http.sock",
+		"--authz-listen :9000 --authz-http-listen :9002 --authz-insecure", "--authz-http-listen :9002 --authz-tls-cert c --authz-tls-key k",
 		"--health-listen :8081", "--key-header X-Api-Key", "--key-query apikey",
 		"--management-listen off --authz-listen 127.0.0.1:8080", "--management-listen=", "--management-listen 0.0.0.0:8080 --management-insecure",
 		"--management-listen :8080 --management-tls-cert c --management-tls-key k --management-hosts keygate.example,[2001:db8::1]",

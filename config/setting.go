@@ -146,6 +146,7 @@ var settings = []setting{
 		func(c *Config) string { return string(c.Organization) }},
 
 	address("authz-listen", Authz, "127.0.0.1:9000", "`address` to serve ext_authz on, host:port or unix:///path", func(c *Config) *Address { return &c.AuthzListen }),
+	optionalAddress("authz-http-listen", Authz, off, "`address` to serve checks on for Envoy's HTTP ext_authz too, host:port or unix:///path, or off", func(c *Config) *Address { return &c.AuthzHTTPListen }),
 	path("authz-tls-cert", Authz, "", "PEM `file` of the certificate to serve ext_authz with", func(c *Config) *string { return &c.AuthzTLSCert }),
 	path("authz-tls-key", Authz, "", "PEM `file` of its private key", func(c *Config) *string { return &c.AuthzTLSKey }),
 	path("authz-client-ca", Authz, "", "PEM `file` of the CAs that sign Envoy's certificates; with it one is required", func(c *Config) *string { return &c.AuthzClientCA }),
@@ -188,20 +189,7 @@ var settings = []setting{
 
 	address("health-listen", Health, "127.0.0.1:8081", "`address` of health, metrics and version, host:port or unix:///path", func(c *Config) *Address { return &c.HealthListen }),
 
-	{"management-listen", Management, text, "127.0.0.1:8080", "`address` to serve the management API on, host:port or unix:///path, or off",
-		func(c *Config, s string) (err error) {
-			c.ManagementListen = Address{}
-			if s != "" && s != off {
-				c.ManagementListen, err = parseAddress(s)
-			}
-			return err
-		},
-		func(c *Config) string {
-			if c.ManagementListen == (Address{}) {
-				return off
-			}
-			return c.ManagementListen.String()
-		}},
+	optionalAddress("management-listen", Management, "127.0.0.1:8080", "`address` to serve the management API on, host:port or unix:///path, or off", func(c *Config) *Address { return &c.ManagementListen }),
 	path("management-tls-cert", Management, "", "PEM `file` of the certificate to serve it with", func(c *Config) *string { return &c.ManagementTLSCert }),
 	path("management-tls-key", Management, "", "PEM `file` of its private key", func(c *Config) *string { return &c.ManagementTLSKey }),
 	boolFlag("management-insecure", Management, "false", "serve the management API in plaintext beyond the loopback interface", func(c *Config) *bool { return &c.ManagementInsecure }),
@@ -349,6 +337,25 @@ func address(name string, group Group, def, help string, field func(*Config) *Ad
 			return err
 		},
 		func(c *Config) string { return field(c).String() },
+	}
+}
+
+// optionalAddress is an address that may be off, which is the zero Address.
+func optionalAddress(name string, group Group, def, help string, field func(*Config) *Address) setting {
+	return setting{name, group, text, def, help,
+		func(c *Config, s string) (err error) {
+			*field(c) = Address{}
+			if s != "" && s != off {
+				*field(c), err = parseAddress(s)
+			}
+			return err
+		},
+		func(c *Config) string {
+			if *field(c) == (Address{}) {
+				return off
+			}
+			return field(c).String()
+		},
 	}
 }
 

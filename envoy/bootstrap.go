@@ -30,6 +30,10 @@ type Bootstrap struct {
 	// loopback addresses, or unix:///path. One at least. A name stands for all
 	// the addresses that it resolves to, and does not go with unix:///path.
 	Authz []string
+	// HTTP has checks sent by Envoy's HTTP client to what Service.HTTPServer
+	// serves, which is then what Authz names: DoorHTTP1 or DoorHTTP2. Empty
+	// means gRPC.
+	HTTP string
 	// Upstream is the protected backend; unix:///path will do.
 	Upstream string
 	// KeyHeader as in Config. Config.KeyQuery has no counterpart: Envoy sends
@@ -43,6 +47,12 @@ type Bootstrap struct {
 	// Routes in their order. After them, a catch-all without a product.
 	Routes []Route
 }
+
+// Values of Bootstrap.HTTP: the version of HTTP that Envoy speaks with keygate.
+const (
+	DoorHTTP1 = "http1"
+	DoorHTTP2 = "http2"
+)
 
 // Route is one route to the upstream.
 type Route struct {
@@ -62,6 +72,9 @@ type Route struct {
 	// Open leaves the route unchecked.
 	Open bool
 }
+
+// HTTPPath of the checks of the route at the HTTP door.
+func (r Route) HTTPPath() string { return httpPath(r.Organization, r.Products) }
 
 // Metadata of the route in Envoy's configuration, by namespace.
 func (r Route) Metadata() map[string]any {
@@ -109,6 +122,7 @@ func (b Bootstrap) Render() ([]byte, error) {
 	}
 	t, err := template.New("bootstrap.yaml").Funcs(template.FuncMap{
 		"json": toJSON, "address": envoyAddress, "clusterType": clusterType, "mutable": mutableHeaders, "list": list,
+		"noProduct": func() string { return httpNoProduct }, "healthPath": func() string { return HTTPHealthPath },
 	}).Parse(bootstrapTemplate)
 	if err != nil {
 		return nil, fmt.Errorf("parse the bootstrap template: %w", err)
@@ -143,7 +157,14 @@ func (b Bootstrap) check() error {
 	if !listenIP(b.Admin).IsLoopback() {
 		return fmt.Errorf("admin address %q: want an IP address on loopback: who reaches it can end the process", b.Admin)
 	}
+	if b.HTTP != "" && b.HTTP != DoorHTTP1 && b.HTTP != DoorHTTP2 {
+		return fmt.Errorf("HTTP door %q: want %s, %s or nothing for gRPC", b.HTTP, DoorHTTP1, DoorHTTP2)
+	}
 	for _, r := range b.Routes {
+		_, own := r.FilterMetadata[metadataNamespace]
+		if b.HTTP != "" && (own || len(r.ContextExtensions) > 0) {
+			return fmt.Errorf("route %q: metadata of namespace %s and context extensions do not reach the HTTP door, Products and Organization do", r.Prefix, metadataNamespace)
+		}
 		if len(r.Prefix) < 2 || r.Prefix[0] != '/' || strings.HasSuffix(r.Prefix, "/") || strings.ContainsAny(r.Prefix, "?#") {
 			return fmt.Errorf("route %q: want a path such as \"/weather\", without a slash at its end", r.Prefix)
 		}

@@ -44,9 +44,21 @@ func TestBootstrapValidates(t *testing.T) {
 		"names": func(b *envoy.Bootstrap) {
 			b.Listen, b.Admin, b.Authz, b.Upstream = "0.0.0.0:10000", "127.0.0.1:9901", []string{"keygate:9000"}, "upstream:8000"
 		},
-		"IPv6":      func(b *envoy.Bootstrap) { b.Listen, b.Authz = "[::]:0", []string{"[::1]:9000"} },
-		"no routes": func(b *envoy.Bootstrap) { b.Routes = nil },
-		"websocket": func(b *envoy.Bootstrap) { b.WebSocket = true },
+		"IPv6":          func(b *envoy.Bootstrap) { b.Listen, b.Authz = "[::]:0", []string{"[::1]:9000"} },
+		"no routes":     func(b *envoy.Bootstrap) { b.Routes = nil },
+		"websocket":     func(b *envoy.Bootstrap) { b.WebSocket = true },
+		"HTTP/1.1 door": func(b *envoy.Bootstrap) { b.HTTP = envoy.DoorHTTP1 },
+		"HTTP/2 door":   func(b *envoy.Bootstrap) { b.HTTP, b.AccessLog = envoy.DoorHTTP2, true },
+		"HTTP door, odd routes": func(b *envoy.Bootstrap) {
+			b.HTTP, b.Authz = envoy.DoorHTTP1, []string{"keygate-0:9002", "keygate-1:9002"}
+			b.Routes = []envoy.Route{
+				{Prefix: "/list", Products: []string{"A", "B"}, Organization: "acme"},
+				{Prefix: "/none"},
+				{Prefix: "/other", FilterMetadata: map[string]any{"other": map[string]any{"x": 7}}},
+				{Prefix: "/open", Method: "OPTIONS", Open: true},
+				{Prefix: `/quote"'{{x}}: &*`, Products: []string{"a\"b\\c\n<é>", "{}: x", "..", "a/b"}},
+			}
+		},
 		"routes of all kinds": func(b *envoy.Bootstrap) {
 			b.Routes = []envoy.Route{
 				{Prefix: "/list", Products: []string{"A", "B"}, Organization: "acme"},
@@ -102,6 +114,26 @@ func TestBootstrapHardened(t *testing.T) {
 	}
 	if strings.Contains(string(config), "access_log") {
 		t.Errorf("an access log that nobody asked for")
+	}
+}
+
+// So it is with the HTTP door: each service names a path that leaves nothing of
+// the client's, and the one of a route that has none names no product.
+func TestBootstrapHardenedHTTP(t *testing.T) {
+	config, err := bootstrap(func(b *envoy.Bootstrap) { b.HTTP = envoy.DoorHTTP1 }).Render()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]int{
+		"http_service:": 3, "path_prefix": 0, "grpc": 0, "allowed_client_headers:": 3, "allowed_upstream_headers:": 3,
+		`path_override: "/v1/check"`: 1, `path_override: "/v1/check/product/Weather-Product"`: 1, `path_override: "/v1/check/product/Orders-Product"`: 1,
+		"failure_mode_allow: false": 1, "status_on_error: {code: ServiceUnavailable}": 1, "encode_raw_headers: true": 1, "clear_route_cache: false": 1,
+		"validate_mutations: true": 1, "normalize_path: true": 1, "merge_slashes: true": 1, "headers_with_underscores_action: REJECT_REQUEST": 1,
+		`allowed_headers: {patterns: [{exact: "x-api-key", ignore_case: true}]}`: 1, "disallowed_headers: {patterns: [{exact: authorization, ignore_case: true}]}": 1,
+	} {
+		if n := strings.Count(string(config), text); n != want {
+			t.Errorf("%q stands there %d times, want %d", text, n, want)
+		}
 	}
 }
 
@@ -162,7 +194,14 @@ func TestBootstrapRefuses(t *testing.T) {
 		"route with a last slash": func(b *envoy.Bootstrap) { b.Routes[0].Prefix = "/weather/" },
 		"route of everything":     func(b *envoy.Bootstrap) { b.Routes[0].Prefix = "/" },
 		"route with a query":      func(b *envoy.Bootstrap) { b.Routes[0].Prefix = "/a?b" },
-		"too many products":       func(b *envoy.Bootstrap) { b.Routes[0].Products = make([]string, 65) },
+		"another door":            func(b *envoy.Bootstrap) { b.HTTP = "http3" },
+		"HTTP door, extensions": func(b *envoy.Bootstrap) {
+			b.HTTP, b.Routes[0].ContextExtensions = envoy.DoorHTTP1, map[string]string{"keygate.product": "A"}
+		},
+		"HTTP door, metadata of keygate": func(b *envoy.Bootstrap) {
+			b.HTTP, b.Routes[0].FilterMetadata = envoy.DoorHTTP1, map[string]any{"keygate": map[string]any{"product": "A"}}
+		},
+		"too many products": func(b *envoy.Bootstrap) { b.Routes[0].Products = make([]string, 65) },
 	} {
 		if out, err := bootstrap(edit).Render(); err == nil {
 			t.Errorf("%s: rendered\n%s", name, out)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 	"time"
@@ -34,6 +35,22 @@ func (s *Server) newGRPC(service *envoy.Service) (*grpc.Server, error) {
 	grpc_health_v1.RegisterHealthServer(g, s.health)
 	reflection.Register(g)
 	return g, nil
+}
+
+// newAuthzHTTP returns the server of Envoy's HTTP ext_authz, with the same TLS.
+func (s *Server) newAuthzHTTP(service *envoy.Service) (*http.Server, error) {
+	h, err := service.HTTPServer(s.ready)
+	if err != nil {
+		return nil, fmt.Errorf("--authz-http-listen: %w", err)
+	}
+	if set := s.cfg.Settings; set.AuthzTLSCert != "" {
+		t, err := serverTLS("authz", set.AuthzTLSCert, set.AuthzTLSKey, set.AuthzClientCA)
+		if err != nil {
+			return nil, err
+		}
+		h.TLSConfig = t
+	}
+	return h, nil
 }
 
 // serverTLS returns the TLS of a listener whose settings begin with a name.

@@ -81,7 +81,9 @@ type Server struct {
 	manager *manager // nil: the data plane alone
 
 	authzListener, healthListener net.Listener
+	authzHTTPListener             net.Listener // nil: checks come by gRPC alone
 	grpc                          *grpc.Server
+	authzHTTP                     *http.Server // nil with its listener
 	health                        *health.Server
 	http                          *http.Server
 
@@ -111,6 +113,11 @@ func New(cfg Config) (_ *Server, err error) {
 	set := cfg.Settings
 	if s.authzListener, err = listen("authz-listen", set.AuthzListen); err != nil {
 		return nil, err
+	}
+	if set.AuthzHTTPListen != (config.Address{}) {
+		if s.authzHTTPListener, err = listen("authz-http-listen", set.AuthzHTTPListen); err != nil {
+			return nil, err
+		}
 	}
 	if s.healthListener, err = listen("health-listen", set.HealthListen); err != nil {
 		return nil, err
@@ -143,6 +150,11 @@ func New(cfg Config) (_ *Server, err error) {
 	if s.grpc, err = s.newGRPC(service); err != nil {
 		return nil, err
 	}
+	if s.authzHTTPListener != nil {
+		if s.authzHTTP, err = s.newAuthzHTTP(service); err != nil {
+			return nil, err
+		}
+	}
 	s.http = s.newHTTP()
 	if cfg.Manage {
 		if s.manager, err = newManager(cfg); err != nil {
@@ -158,6 +170,15 @@ func (s *Server) Store() *statestore.Store { return s.store }
 
 // AuthzAddr is where ext_authz is served, in the form of --authz-listen.
 func (s *Server) AuthzAddr() string { return address(s.authzListener) }
+
+// AuthzHTTPAddr is where Envoy's HTTP ext_authz is served, likewise; empty if it
+// is not.
+func (s *Server) AuthzHTTPAddr() string {
+	if s.authzHTTPListener == nil {
+		return ""
+	}
+	return address(s.authzHTTPListener)
+}
 
 // ManagementAddr is where the management API is served, likewise; empty if it
 // is not.
@@ -180,7 +201,7 @@ func address(l net.Listener) string {
 
 // Close gives the addresses up without a Run.
 func (s *Server) Close() {
-	for _, l := range []net.Listener{s.authzListener, s.healthListener} {
+	for _, l := range []net.Listener{s.authzListener, s.authzHTTPListener, s.healthListener} {
 		if l != nil {
 			_ = l.Close()
 		}
@@ -208,6 +229,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	if plain := inPlainText(s.cfg.Etcd); len(plain) > 0 {
 		s.log.Warn("etcd is reached without TLS: whoever stands in between can open any key; use https://", "endpoints", plain)
+	}
+	if s.authzHTTP != nil {
+		s.log.Info("Envoy's HTTP ext_authz is served", "address", s.AuthzHTTPAddr())
 	}
 	failed := make(chan error, 16) // more than there are parts
 	// start runs a part on a context of its own and returns how to stop it.
@@ -255,6 +279,11 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	})
 
+	stopAuthzHTTP := func() {}
+	if s.authzHTTP != nil {
+		stopAuthzHTTP = start("authz HTTP listener", s.serveAuthzHTTP)
+	}
+
 	var err error
 	select {
 	case <-ctx.Done():
@@ -271,7 +300,11 @@ func (s *Server) Run(ctx context.Context) error {
 		case err = <-failed:
 		}
 	}
+	// Together, and each within stopTimeout.
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); stopAuthzHTTP() }()
 	stopGRPC()
+	<-stopped
 	return err
 }
 
@@ -316,6 +349,34 @@ func (s *Server) stopGRPC() {
 	})
 	defer timer.Stop()
 	s.grpc.GracefulStop()
+}
+
+// serveAuthzHTTP serves until ctx ends, and then lets checks under way end as
+// stopGRPC does.
+func (s *Server) serveAuthzHTTP(ctx context.Context) error {
+	stopped := make(chan struct{})
+	defer context.AfterFunc(ctx, func() { defer close(stopped); s.stopAuthzHTTP() })()
+	serve := s.authzHTTP.Serve
+	if s.authzHTTP.TLSConfig != nil {
+		serve = func(l net.Listener) error { return s.authzHTTP.ServeTLS(l, "", "") }
+	}
+	err := serve(s.authzHTTPListener)
+	if ctx.Err() != nil {
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) stopAuthzHTTP() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	if err := s.authzHTTP.Shutdown(ctx); err != nil {
+		s.store.Expire()
+		_ = s.authzHTTP.Close()
+	}
 }
 
 // followStore keeps the gRPC health service true: SERVING only under a proof. It

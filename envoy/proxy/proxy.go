@@ -31,6 +31,9 @@ type Config struct {
 	Binary string
 	// Bootstrap is its configuration.
 	Bootstrap envoy.Bootstrap
+	// Edit may change the YAML that Bootstrap renders, for a configuration that
+	// is not the hardened one. Its listener stays Bootstrap.Listen. Nil leaves it.
+	Edit func(bootstrap []byte) ([]byte, error)
 	// AccessLog gets Envoy's standard output, one line a request where the
 	// bootstrap asks for an access log; nil drops it. It is written to from
 	// one goroutine.
@@ -67,6 +70,11 @@ func Start(ctx context.Context, config Config) (*Proxy, error) {
 	bootstrap, err := config.Bootstrap.Render()
 	if err != nil {
 		return nil, fmt.Errorf("envoy configuration: %w", err)
+	}
+	if config.Edit != nil {
+		if bootstrap, err = config.Edit(bootstrap); err != nil {
+			return nil, fmt.Errorf("edit envoy's configuration: %w", err)
+		}
 	}
 	if config.Binary == "" {
 		if config.Binary, err = Find(ctx); err != nil {
