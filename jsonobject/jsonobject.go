@@ -29,6 +29,14 @@ type Member struct {
 // is an [Error], except of an empty input. The result does not share
 // memory with data.
 func Parse(data []byte) (Object, error) {
+	if o, ok := plain(data); ok {
+		return o, nil
+	}
+	return parse(data)
+}
+
+// parse is Parse for any data.
+func parse(data []byte) (Object, error) {
 	if err := Check(data); err != nil {
 		return nil, err
 	}

@@ -63,7 +63,22 @@ func quote(value []byte) string {
 	return fmt.Sprintf("%q", value)
 }
 
-var absent = authz.Flag{Problem: "status is absent"}
+// NoStatus is the flag of a record of which none is stored.
+var NoStatus = authz.Flag{Problem: "status is absent"}
+
+// NoCredential, NoApp and NoDeveloper are records without any of their parts, to
+// which Credential, App and Developer then add what is stored. They exist.
+func NoCredential() authz.Credential {
+	return authz.Credential{Exists: true, Status: NoStatus, Problem: "credential is absent"}
+}
+
+// NoApp is explained at NoCredential.
+func NoApp() authz.App { return authz.App{Exists: true, Status: NoStatus, Problem: "app is absent"} }
+
+// NoDeveloper is explained at NoCredential.
+func NoDeveloper() authz.Developer {
+	return authz.Developer{Exists: true, Status: NoStatus, Problem: "developer is absent"}
+}
 
 // Credential reads the record of a key from all the entries of its folder. No
 // entry at all is no record: the zero one. Entries whose path is not canonical name
@@ -72,7 +87,8 @@ func (s Space) Credential(entries []Entry) authz.Credential {
 	if len(entries) == 0 {
 		return authz.Credential{}
 	}
-	c := authz.Credential{Exists: true, Status: absent, Problem: "credential is absent", Products: map[authz.ProductName]authz.Flag{}}
+	c := NoCredential()
+	c.Products = map[authz.ProductName]authz.Flag{}
 	for _, e := range entries {
 		switch p, err := s.Parse(e.Key); {
 		case err != nil:
@@ -81,10 +97,15 @@ func (s Space) Credential(entries []Entry) authz.Credential {
 		case p.Field == FieldProduct:
 			c.Products[p.Product] = ParseStatus(e.Value)
 		case p.Field == FieldDetails:
-			c.Problem = problem("credential", readCredential(&c, e.Value))
+			ReadCredential(&c, e.Value)
 		}
 	}
 	return c
+}
+
+// ReadCredential reads the JSON of a credential into c: all of it but the flags.
+func ReadCredential(c *authz.Credential, value []byte) {
+	c.Problem = problem("credential", readCredential(c, value))
 }
 
 func readCredential(c *authz.Credential, value []byte) (err error) {
@@ -122,18 +143,21 @@ func (s Space) App(entries []Entry) authz.App {
 	if len(entries) == 0 {
 		return authz.App{}
 	}
-	a := authz.App{Exists: true, Status: absent, Problem: "app is absent"}
+	a := NoApp()
 	for _, e := range entries {
 		switch p, err := s.Parse(e.Key); {
 		case err != nil:
 		case p.Field == FieldStatus:
 			a.Status = ParseStatus(e.Value)
 		case p.Field == FieldDetails:
-			a.Problem = problem("app", readApp(&a, e.Value))
+			ReadApp(&a, e.Value)
 		}
 	}
 	return a
 }
+
+// ReadApp reads the JSON of an app into a: all of it but the flag.
+func ReadApp(a *authz.App, value []byte) { a.Problem = problem("app", readApp(a, value)) }
 
 func readApp(a *authz.App, value []byte) error {
 	o, err := open(value)
@@ -148,18 +172,23 @@ func (s Space) Developer(entries []Entry) authz.Developer {
 	if len(entries) == 0 {
 		return authz.Developer{}
 	}
-	d := authz.Developer{Exists: true, Status: absent, Problem: "developer is absent"}
+	d := NoDeveloper()
 	for _, e := range entries {
 		switch p, err := s.Parse(e.Key); {
 		case err != nil:
 		case p.Field == FieldStatus:
 			d.Status = ParseDeveloperStatus(e.Value)
 		case p.Field == FieldDetails:
-			_, err := open(e.Value)
-			d.Problem = problem("developer", err)
+			ReadDeveloper(&d, e.Value)
 		}
 	}
 	return d
+}
+
+// ReadDeveloper reads the JSON of a developer into d: all of it but the flag.
+func ReadDeveloper(d *authz.Developer, value []byte) {
+	_, err := open(value)
+	d.Problem = problem("developer", err)
 }
 
 // problem is bounded: an error quotes what somebody stored, which may be large.
@@ -191,6 +220,9 @@ func open(value []byte) (jsonobject.Object, error) {
 
 // text reads a member that must be a non-empty string.
 func text[T ~string](o jsonobject.Object, name string) (T, error) {
+	if raw, ok := o.Get(name); ok && len(raw) > 2 && plainString(raw) { // the quick way, with the same result
+		return T(raw[1 : len(raw)-1]), nil
+	}
 	var t T
 	if err := member(o, name, &t); err != nil {
 		return "", err
@@ -201,6 +233,20 @@ func text[T ~string](o jsonobject.Object, name string) (T, error) {
 	return t, nil
 }
 
+// plainString tells whether a JSON value is a string that stands for its own
+// bytes.
+func plainString(raw []byte) bool {
+	if raw[0] != '"' {
+		return false
+	}
+	for _, b := range raw[1 : len(raw)-1] {
+		if b < ' ' || b > '~' || b == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
 // member reads a member that must be there and not be null.
 func member(o jsonobject.Object, name string, into any) error {
 	raw, ok := o.Get(name)
@@ -209,6 +255,12 @@ func member(o jsonobject.Object, name string, into any) error {
 	}
 	if string(raw) == "null" {
 		return fmt.Errorf("%q is null", name)
+	}
+	if number, ok := into.(*int64); ok && len(raw) < 19 { // the quick way, with the same result
+		if n, err := strconv.ParseInt(string(raw), 10, 64); err == nil {
+			*number = n
+			return nil
+		}
 	}
 	if err := json.Unmarshal(raw, into); err != nil {
 		var kind *json.UnmarshalTypeError
