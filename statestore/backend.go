@@ -20,6 +20,11 @@ type Backend interface {
 	// all of the Snapshot, but it may be an old one. It needs no leader.
 	ReadLocal(ctx context.Context, prefixes ...string) (Snapshot, error)
 
+	// List reads all keys under prefix in one linearizable read, in parts, and hands
+	// each to each, which must not keep it. The header is of the one revision that
+	// all parts are of. It ends with ctx, or with the first error of each.
+	List(ctx context.Context, prefix string, each func([]*mvccpb.KeyValue) error) (*etcdserverpb.ResponseHeader, error)
+
 	// Watch opens a watch on all keys under prefix, from revision from on, over
 	// a connection and a stream of its own. It returns once the server has
 	// created the watch. ctx bounds the opening only; the watch then lives

@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"keygate/authz"
+	"keygate/statestore/index"
 	"keygate/statestore/keyspace"
 )
 
@@ -39,6 +40,11 @@ type epoch struct {
 	// applied.
 	term atomic.Uint64
 	seen atomic.Int64
+	// index is the copy of all records that is being made or complete; nil for none.
+	// The watcher applies each change to it before applied says so. It answers
+	// only while its revision is not below floor.
+	index     atomic.Pointer[index.Index]
+	indexFull atomic.Bool // and given up
 	// proof of freshness, nil before the first.
 	proof atomic.Pointer[proof]
 

@@ -246,6 +246,74 @@ func (b *Etcd) read(ctx context.Context, prefixes []string, how ...clientv3.OpOp
 	return s, nil
 }
 
+// listPage is how many keys a page has where etcd cannot stream a list. Each page
+// counts the rest of the range, so small ones are quadratic.
+const listPage = 10_000
+
+// List implements Backend: as a stream, which etcd has since 3.7, or in pages.
+func (b *Etcd) List(ctx context.Context, prefix string, each func([]*mvccpb.KeyValue) error) (*etcdserverpb.ResponseHeader, error) {
+	cli, err := b.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	h, err := b.listStream(ctx, cli, prefix, each)
+	if status.Code(err) == codes.Unimplemented {
+		h, err = b.listPages(ctx, cli, prefix, each)
+	}
+	if err != nil {
+		return nil, b.explain(cli, err)
+	}
+	return h, nil
+}
+
+func (b *Etcd) listStream(ctx context.Context, cli *clientv3.Client, prefix string, each func([]*mvccpb.KeyValue) error) (h *etcdserverpb.ResponseHeader, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	parts, err := cli.GetStream(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	defer func() {
+		cancel()
+		for range parts { // whoever sends them must be able to leave
+		}
+	}()
+	for part := range parts {
+		if err := part.Err(); err != nil {
+			return nil, err
+		}
+		if part.Header != nil { // on the last part only
+			h = part.Header
+		}
+		if err := each(part.Kvs); err != nil {
+			return nil, err
+		}
+	}
+	if h == nil {
+		return nil, errors.New("etcd: a list without a header")
+	}
+	return h, nil
+}
+
+func (b *Etcd) listPages(ctx context.Context, cli *clientv3.Client, prefix string, each func([]*mvccpb.KeyValue) error) (h *etcdserverpb.ResponseHeader, err error) {
+	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
+	how := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(listPage)}
+	for {
+		r, err := cli.Get(ctx, from, how...)
+		if err != nil {
+			return nil, err
+		}
+		if h == nil {
+			h = r.Header
+			how = append(how, clientv3.WithRev(h.Revision))
+		}
+		if err := each(r.Kvs); err != nil || !r.More {
+			return h, err
+		}
+		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
+	}
+}
+
 // explain adds what the client keeps to itself: it repeats a read until ctx
 // ends, whatever is wrong with the connection. A client whose password etcd does
 // not take any more is given up: it would log in with the same one for ever.

@@ -113,7 +113,7 @@ func (s *Store) report(err error) { s.trouble.Store(&trouble{err}) }
 
 // counts are monotone counters of one store.
 type counts struct {
-	hits, absentHits, caughtUp, misses           atomic.Int64
+	indexed, hits, absentHits, caughtUp, misses  atomic.Int64
 	loads, loadErrors, joined, rejoined, rereads atomic.Int64
 	localLoads                                   atomic.Int64
 	shed, waits, snapshots, unreadable           atomic.Int64

@@ -115,6 +115,11 @@ type Config struct {
 	// UnknownLoadsPerSecond bounds the reads that find no record. Zero means
 	// 5000.
 	UnknownLoadsPerSecond float64
+	// IndexRecords is how many records (keys, apps and developers) the index may
+	// hold: the copy of all of them that answers checks without the cache and
+	// without a read, about 110 bytes each. With more than that, and until the copy
+	// is complete, records are read through the cache. Zero means no index.
+	IndexRecords int
 	// Logger; nil discards.
 	Logger *slog.Logger
 	// Registry to register in, under Version: the replica then answers only while
@@ -147,9 +152,12 @@ type Store struct {
 	budget   time.Duration
 	interval time.Duration // between probes
 	slots    int
-	seed     maphash.Seed
-	onChange func(Change)
-	onApply  func(int, time.Duration)
+	// indexRecords bounds the index; 0 for none. reindex asks for another copy.
+	indexRecords int
+	reindex      chan struct{}
+	seed         maphash.Seed
+	onChange     func(Change)
+	onApply      func(int, time.Duration)
 
 	fleet   *fleet
 	epoch   atomic.Pointer[epoch]
@@ -186,6 +194,8 @@ func New(cfg Config) (*Store, error) {
 		// A replica could leave the registry, and with it the list that a receipt
 		// waits for, while a proof of it has longer to go.
 		return nil, fmt.Errorf("a lease of %v is too short for a staleness budget of %v", leaseTTL(cfg.StalenessBudget), cfg.StalenessBudget)
+	case cfg.IndexRecords < 0:
+		return nil, fmt.Errorf("an index of %d records: want a positive number, or 0 for none", cfg.IndexRecords)
 	case cfg.CacheBytes < 0 || cfg.Loads < 1 || cfg.UnknownLoadsPerSecond < 0:
 		return nil, fmt.Errorf("cache of %d bytes, %d loads, %v unknown loads a second: want positive numbers",
 			cfg.CacheBytes, cfg.Loads, cfg.UnknownLoadsPerSecond)
@@ -200,6 +210,7 @@ func New(cfg Config) (*Store, error) {
 	}
 	s := &Store{
 		budget: cfg.StalenessBudget, interval: min(time.Second, cfg.StalenessBudget/5), slots: cfg.FenceSlots,
+		indexRecords: cfg.IndexRecords, reindex: make(chan struct{}, 1),
 		seed: maphash.MakeSeed(), onChange: cfg.OnChange, onApply: cfg.OnApply, fleet: fleet,
 	}
 	s.loader = loader{

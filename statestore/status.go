@@ -29,6 +29,12 @@ type Status struct {
 	AckErrors        int64        `json:"acknowledgementErrors"`
 	Unregistered     int64        `json:"registrationsLost"` // or failed
 
+	// Index tells whether checks are answered from a copy of all records, how many
+	// that holds, and how many checks it has answered.
+	Index        IndexState `json:"index"`
+	IndexRecords int        `json:"indexRecords"`
+	Indexed      int64      `json:"indexAnswers"`
+
 	Hits        int64 `json:"cacheHits"`         // records used from the cache
 	AbsentHits  int64 `json:"negativeCacheHits"` // keys known not to exist
 	CaughtUp    int64 `json:"cacheCaughtUp"`     // cached records brought up to date by the one event they lacked
@@ -84,6 +90,8 @@ func (s *Store) Status() Status {
 	}
 	st.ReplicaID, st.Acknowledged = f.self.ID, f.acknowledged.Load()
 	st.Acknowledgements, st.AckErrors, st.Unregistered = f.acknowledgements.Load(), f.failures.Load(), f.losses.Load()
+	state, size := s.indexState(e)
+	st.Index, st.IndexRecords, st.Indexed = state, size.Keys+size.Apps, c.indexed.Load()
 	if p := e.proof.Load(); p != nil {
 		st.ProofAge = now() - p.t0
 	}

@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"keygate/statestore/index"
 	"keygate/statestore/keyspace"
 )
 
@@ -52,6 +53,8 @@ func (s *Store) follow(ctx context.Context) error {
 	// The order of these four is the protocol: see the package comment.
 	h0 := head.Header.Revision
 	e.floor.Store(h0)
+	e.index.Store(nil) // it lacks what was missed; below the floor it answers no more
+	e.indexFull.Store(false)
 	s.epoch.Store(e)
 	if s.closed.Load() { // Expire may have met the epoch before
 		s.Expire()
@@ -71,9 +74,15 @@ func (s *Store) follow(ctx context.Context) error {
 		defer close(probed)
 		s.probe(ctx, e, w, replacements)
 	}()
+	filled := make(chan struct{})
+	go func() {
+		defer close(filled)
+		s.fillIndex(ctx, e)
+	}()
 	err = s.apply(ctx, e, w, replacements)
 	stop()
 	<-probed
+	<-filled
 	return err
 }
 
@@ -119,7 +128,11 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 		}
 		return fmt.Errorf("watch: %w", err)
 	}
+	x := e.index.Load()
 	if u.IsProgressNotify() {
+		if x != nil {
+			s.applyIndex(e, x, nil, u.Header.Revision)
+		}
 		e.advance(u.Header.Revision)
 		return nil
 	}
@@ -127,6 +140,7 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 	// carries the current one on every batch. Only the events' own count.
 	last := int64(0)
 	var changes []Change
+	var copied []indexChange
 	barrier := false
 	for i, ev := range u.Events {
 		rev := ev.Kv.ModRevision
@@ -138,6 +152,10 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 			// A repetition after a resume: the fence is there already. Raising it
 			// again costs nothing and would mend a notification that came too early.
 			s.counts.repeated.Add(1)
+			// To the index it may be older than what stands there, and there is no
+			// telling what else is amiss.
+			s.dropIndex(e)
+			x = nil
 		}
 		path, err := s.space.Parse(string(ev.Kv.Key))
 		if err != nil {
@@ -161,6 +179,16 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 		if s.onChange != nil {
 			changes = append(changes, announced(path, ev))
 		}
+		if x != nil {
+			change := index.Put
+			if ev.Type == mvccpb.Event_DELETE {
+				change = func(p keyspace.Path, key string, _ []byte, rev int64) index.Change { return index.Delete(p, key, rev) }
+			}
+			copied = append(copied, indexChange{change(path, string(ev.Kv.Key), ev.Kv.Value, rev), rev})
+		}
+	}
+	if x != nil {
+		s.applyIndex(e, x, copied, last)
 	}
 	e.advance(last)
 	if barrier {

@@ -40,6 +40,7 @@ type faults struct {
 	noProgress bool          // progress requests are dropped
 	held       bool          // events are kept back, progress with them
 	afterRead  func(prefixes []string)
+	onList     func()
 }
 
 var _ statestore.Backend = (*Fake)(nil)
@@ -125,6 +126,15 @@ func (f *Fake) DropProgress(on bool) { f.fault(func() { f.faults.noProgress = on
 // notifications with them, until it is called with false.
 func (f *Fake) Hold(on bool) { f.fault(func() { f.faults.held = on }) }
 
+// Repeat lets each watch deliver the events of a revision again.
+func (f *Fake) Repeat(revision int64) {
+	f.fault(func() {
+		for w := range f.watches {
+			w.repeat = revision
+		}
+	})
+}
+
 // Step lets each held watch deliver one revision, under a header that knows of all
 // of them: a replay in batches.
 func (f *Fake) Step() {
@@ -138,6 +148,9 @@ func (f *Fake) Step() {
 // AfterRead is called, if set, when a read has been taken from the store and
 // before its answer arrives: the moment in which a change can overtake it.
 func (f *Fake) AfterRead(hook func(prefixes []string)) { f.fault(func() { f.faults.afterRead = hook }) }
+
+// OnList is called, if set, before each part of a list is handed over.
+func (f *Fake) OnList(hook func()) { f.fault(func() { f.faults.onList = hook }) }
 
 // Silence makes the present watches deliver nothing more, without an error:
 // their connection has died unseen. Watches opened later work.
@@ -259,6 +272,29 @@ func (f *Fake) Read(ctx context.Context, prefixes ...string) (statestore.Snapsho
 	return s, nil
 }
 
+// List implements statestore.Backend: in parts of two keys, in no order.
+func (f *Fake) List(ctx context.Context, prefix string, each func([]*mvccpb.KeyValue) error) (*etcdserverpb.ResponseHeader, error) {
+	s, err := f.Read(ctx, prefix)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	hook := f.faults.onList
+	f.mu.Unlock()
+	for part := range slices.Chunk(s.Ranges[0], 2) {
+		if hook != nil {
+			hook()
+		}
+		if err := f.reach(ctx); err != nil {
+			return nil, err
+		}
+		if err := each(part); err != nil {
+			return nil, err
+		}
+	}
+	return s.Header, nil
+}
+
 // Watch implements statestore.Backend.
 func (f *Fake) Watch(ctx context.Context, prefix string, from int64) (statestore.Watch, error) {
 	if err := f.reach(ctx); err != nil {
@@ -284,6 +320,7 @@ type fakeWatch struct {
 	progress bool  // asked for
 	silent   bool
 	step     bool // one revision, although held
+	repeat   int64
 }
 
 func (w *fakeWatch) Updates() clientv3.WatchChan { return w.updates }
@@ -333,6 +370,10 @@ func (w *fakeWatch) wait() (u clientv3.WatchResponse, ok bool) {
 		default:
 		}
 		switch {
+		case w.repeat > 0:
+			events := f.log[w.repeat-2]
+			w.repeat = 0
+			return clientv3.WatchResponse{Header: f.header(f.revision), Events: events}, true
 		case w.step && w.next <= f.revision:
 			w.step = false
 			w.next++

@@ -34,6 +34,8 @@ type Cluster struct {
 	CutOff, Reconnect func()
 	// Replace puts an empty cluster of another identity behind the address.
 	Replace func()
+
+	indexRecords int // of the store over it
 }
 
 // Names that the suite uses. The consumer key and app are the sample of
@@ -68,20 +70,22 @@ func KeyID(consumerKey string) authz.KeyID {
 var Key = KeyID("giIC9Au6XP82wJ1oxZuQU4L75OdNKLhb")
 
 // PutKey writes an approved key, for product Weather, of the sample app.
-func (c Cluster) PutKey(id authz.KeyID) {
+// It returns the last revision.
+func (c Cluster) PutKey(id authz.KeyID) int64 {
 	r := keyspace.KeyRecord(Org, id)
 	c.Put(Space.KeyProduct(r, Weather), "approved")
 	c.Put(Space.Details(r), fmt.Sprintf(`{"v":1,"developerId":%q,"appId":%q,"expiresAt":-1}`, Developer, App))
-	c.Put(Space.Status(r), "approved")
+	return c.Put(Space.Status(r), "approved")
 }
 
-// PutApp writes the sample app and its developer, approved and active.
-func (c Cluster) PutApp() {
+// PutApp writes the sample app and its developer, approved and active. It returns
+// the last revision.
+func (c Cluster) PutApp() int64 {
 	app, dev := keyspace.AppRecord(Org, App), keyspace.DeveloperRecord(Org, Developer)
 	c.Put(Space.Details(app), fmt.Sprintf(`{"v":1,"appId":%q,"developerId":%q}`, App, Developer))
 	c.Put(Space.Details(dev), fmt.Sprintf(`{"v":1,"developerId":%q}`, Developer))
 	c.Put(Space.Status(app), "approved")
-	c.Put(Space.Status(dev), "active")
+	return c.Put(Space.Status(dev), "active")
 }
 
 // harness is one store over one cluster.
@@ -90,6 +94,24 @@ type harness struct {
 	t     *testing.T
 	store *statestore.Store
 	authz authz.Authorizer
+	began bool // the store answers
+}
+
+// PutKey is the cluster's, and waits until the store has applied it: an index
+// knows nothing sooner.
+func (h *harness) PutKey(id authz.KeyID) {
+	h.t.Helper()
+	if rev := h.Cluster.PutKey(id); h.began {
+		h.applied(rev)
+	}
+}
+
+// PutApp likewise.
+func (h *harness) PutApp() {
+	h.t.Helper()
+	if rev := h.Cluster.PutApp(); h.began {
+		h.applied(rev)
+	}
 }
 
 func start(t *testing.T, open func(*testing.T) Cluster) *harness {
@@ -103,7 +125,7 @@ func start(t *testing.T, open func(*testing.T) Cluster) *harness {
 func prepare(t *testing.T, c Cluster) *harness {
 	t.Helper()
 	store, err := statestore.New(statestore.Config{
-		Backend: c.Backend, Space: Space, StalenessBudget: budget,
+		Backend: c.Backend, Space: Space, StalenessBudget: budget, IndexRecords: c.indexRecords,
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
@@ -132,6 +154,10 @@ func (h *harness) fresh() {
 	defer cancel()
 	if err := h.store.Await(ctx); err != nil {
 		h.t.Fatalf("no proof: %v", err)
+	}
+	h.began = true
+	if h.indexRecords > 0 {
+		h.until("the index is complete", 10*time.Second, func() bool { return h.store.Status().Index == statestore.IndexReady })
 	}
 }
 
@@ -173,8 +199,18 @@ func (h *harness) cached() {
 	})
 }
 
-// Run runs the suite. open returns a new, empty cluster for each story.
+// Run runs the suite over a store that reads its records through the cache, and
+// over one that answers from its index. open returns a new, empty cluster for
+// each story.
 func Run(t *testing.T, open func(*testing.T) Cluster) {
+	t.Run("read through", func(t *testing.T) { run(t, open, 0) })
+	t.Run("index", func(t *testing.T) { run(t, open, 1000) })
+}
+
+func run(t *testing.T, open func(*testing.T) Cluster, indexRecords int) {
+	open = func(open func(*testing.T) Cluster) func(*testing.T) Cluster {
+		return func(t *testing.T) Cluster { c := open(t); c.indexRecords = indexRecords; return c }
+	}(open)
 	for _, story := range []struct {
 		name string
 		tell func(*testing.T, func(*testing.T) Cluster)
