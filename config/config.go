@@ -73,6 +73,13 @@ type Config struct {
 	DenialBody string
 	// LogDecisions is "none", "denied" or "all".
 	LogDecisions string
+	// IndexRecords is how many records the index may hold; 0 for no index.
+	IndexRecords int
+	// AuthzWorkers are the goroutines kept to answer checks; 0 for none.
+	AuthzWorkers int
+	// GCHeadroom is the garbage in bytes that may gather before a collection; 0
+	// leaves that to Go.
+	GCHeadroom int64
 	// StalenessBudget is 3 s to 60 s.
 	StalenessBudget time.Duration
 	// Register makes the replica part of the fleet's receipts, which needs the

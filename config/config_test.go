@@ -75,6 +75,9 @@ keyQuery=
 denialBody=apigee
 logDecisions=none
 stalenessBudget=5s
+indexRecords=4000000
+authzWorkers=64
+gcHeadroom=64MiB
 register=true
 healthListen=127.0.0.1:8081
 managementListen=127.0.0.1:8080
@@ -106,6 +109,7 @@ func TestPrecedenceOfEverySetting(t *testing.T) {
 		"etcd-quota":     {"1GiB", "512MiB", "17MiB"},
 		"prefix":         {"/a", "/b", "/c"}, "org": {"a", "b", "c"},
 		"authz-listen": {"127.0.0.1:1", "[::1]:2", "unix:///x.sock"}, "health-listen": {":1", "0.0.0.0:2", "unix:///y.sock"},
+		"index-records": {"1", "0", "2000000"}, "authz-workers": {"0", "8", "64"}, "gc-headroom": {"32MiB", "0B", "1GiB"},
 		"authz-http-listen": {"127.0.0.1:1", "off", "unix:///x.sock"},
 		"key-header":        {"x-a", "x-b", "x-c"}, "key-query": {"a", "b", "c"},
 		"denial-body": {"uniform", "apigee", "uniform"}, "log-decisions": {"denied", "all", "none"},

@@ -47,15 +47,16 @@ const (
 	list                 // strings, in a flag with commas between
 	duration             // with a unit
 	size                 // bytes, or with a unit
+	integer
 )
 
 // String names the kind in help, beside the flag.
 func (k kind) String() string {
-	return [...]string{"string", "bool", "list", "duration", "size"}[k]
+	return [...]string{"string", "bool", "list", "duration", "size", "int"}[k]
 }
 
 func (k kind) article() string {
-	return [...]string{"a string", "true or false", "a list of strings", "a duration such as 5s", "a size such as 2GiB"}[k]
+	return [...]string{"a string", "true or false", "a list of strings", "a duration such as 5s", "a size such as 2GiB", "a number"}[k]
 }
 
 // setting is one row of the table: all that flags, environment, file, help and
@@ -80,6 +81,12 @@ const (
 	// 8 GiB and goes on working well beyond it.
 	MinEtcdQuota = 16 << 20
 	MaxEtcdQuota = 64 << 30
+
+	// MaxIndexRecords, MaxAuthzWorkers and MaxGCHeadroom (bytes) are far beyond what
+	// is of use.
+	MaxIndexRecords = 1 << 30
+	MaxAuthzWorkers = 1 << 16
+	MaxGCHeadroom   = 64 << 30
 )
 
 var settings = []setting{
@@ -184,6 +191,24 @@ var settings = []setting{
 		},
 		func(c *Config) string { return formatDuration(c.StalenessBudget) }},
 
+	number("index-records", Authz, "4000000", "`number` of records that the index may hold, about 110 bytes each; beyond it, and with 0, they are read through the cache",
+		MaxIndexRecords, func(c *Config) *int { return &c.IndexRecords }),
+	number("authz-workers", Authz, "64", "`number` of goroutines kept to answer checks, about 30 kB each; with 0, one for each check",
+		MaxAuthzWorkers, func(c *Config) *int { return &c.AuthzWorkers }),
+	{"gc-headroom", Authz, size, "64MiB", "`size` that garbage may grow to before it is collected; with 0, as Go does without being told",
+		func(c *Config, s string) error {
+			n, err := parseSize(s)
+			if err != nil {
+				return err
+			}
+			if n > MaxGCHeadroom {
+				return fmt.Errorf("%s is out of range, want at most %s", formatSize(n), formatSize(MaxGCHeadroom))
+			}
+			c.GCHeadroom = n
+			return nil
+		},
+		func(c *Config) string { return formatSize(c.GCHeadroom) }},
+
 	boolFlag("register", Authz, "true", "register in etcd, so that receipts count on this replica; false needs no right to write, and is outside of them",
 		func(c *Config) *bool { return &c.Register }),
 
@@ -249,6 +274,9 @@ func (s setting) data(c *Config) any {
 	switch s.kind {
 	case boolean:
 		return s.get(c) == "true"
+	case integer:
+		n, _ := strconv.Atoi(s.get(c)) // it was made of one
+		return n
 	case list:
 		if s.get(c) == "" {
 			return []string{}
@@ -337,6 +365,21 @@ func address(name string, group Group, def, help string, field func(*Config) *Ad
 			return err
 		},
 		func(c *Config) string { return field(c).String() },
+	}
+}
+
+// number is a number from 0 to most.
+func number(name string, group Group, def, help string, most int, field func(*Config) *int) setting {
+	return setting{name, group, integer, def, help,
+		func(c *Config, s string) error {
+			n, err := strconv.Atoi(s)
+			if err != nil || n < 0 || n > most {
+				return fmt.Errorf("%s is not a number from 0 to %d", quote(s), most)
+			}
+			*field(c) = n
+			return nil
+		},
+		func(c *Config) string { return strconv.Itoa(*field(c)) },
 	}
 }
 

@@ -133,6 +133,7 @@ func scalar(s setting, n *yaml.Node) (string, error) {
 	}
 	switch {
 	case s.kind == boolean && got == "!!bool",
+		s.kind == integer && got == "!!int",
 		s.kind == size && (got == "!!int" || got == "!!str"),
 		s.kind == duration && (got == "!!int" || got == "!!float" || got == "!!str"), // the setting asks for a unit
 		(s.kind == text || s.kind == list) && got == "!!str":

@@ -23,6 +23,10 @@ import (
 // grpcurl; it tells the protocol, which is public).
 func (s *Server) newGRPC(service *envoy.Service) (*grpc.Server, error) {
 	options := envoy.ServerOptions(s.log)
+	if n := s.cfg.Settings.AuthzWorkers; n > 0 {
+		// A goroutine of its own for each check would grow its stack in each.
+		options = append(options, grpc.NumStreamWorkers(uint32(n)))
+	}
 	if set := s.cfg.Settings; set.AuthzTLSCert != "" {
 		t, err := serverTLS("authz", set.AuthzTLSCert, set.AuthzTLSKey, set.AuthzClientCA)
 		if err != nil {

@@ -92,6 +92,14 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 		default:
 			line(false, "registration: none")
 		}
+		switch st.Store.Index {
+		case statestore.IndexReady:
+			line(true, "index: %d records", st.Store.IndexRecords)
+		case statestore.IndexOff, statestore.IndexFull: // no fault
+			line(true, "index: %s, records are read through the cache", st.Store.Index)
+		default:
+			line(false, "index: %s, %d records so far; they are read through the cache", st.Store.Index, st.Store.IndexRecords)
+		}
 		line(st.Store.AppliedRevision > 0, "watch: applied revision %d, %d gaps", st.Store.AppliedRevision, st.Store.Gaps)
 	}
 	if st.Ready {

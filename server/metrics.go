@@ -110,6 +110,14 @@ var figures = func() (fs []figure) {
 	})
 	gauge("acknowledged_revision", "Newest revision that the replica has acknowledged to a receipt.", func(s statestore.Status) float64 { return float64(s.Acknowledged) })
 	gauge("epoch", "Histories followed since the start: above 1 after a restore or another cluster.", func(s statestore.Status) float64 { return float64(s.Epoch) })
+	gauge("index_ready", "1 while checks are answered from the index, a copy of all records; 0 while they are read through the cache.", func(s statestore.Status) float64 {
+		if s.Index == statestore.IndexReady {
+			return 1
+		}
+		return 0
+	})
+	gauge("index_records", "Records in the index: keys, apps and developers.", func(s statestore.Status) float64 { return float64(s.IndexRecords) })
+	counter("index_answers", "Checks answered from the index.", func(s statestore.Status) int64 { return s.Indexed })
 	counter("cache_hits", "Records used from the cache.", func(s statestore.Status) int64 { return s.Hits })
 	counter("cache_negative_hits", "Keys found in the cache of keys that do not exist.", func(s statestore.Status) int64 { return s.AbsentHits })
 	counter("cache_caught_up", "Cached records brought up to date by the one event that they lacked.", func(s statestore.Status) int64 { return s.CaughtUp })

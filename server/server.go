@@ -133,7 +133,8 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	s.store, err = statestore.New(statestore.Config{
 		Backend: s.backend, Space: set.Space, StalenessBudget: set.StalenessBudget, Logger: s.log,
-		Registry: registry, Version: cfg.Version, OnChange: s.onChange, OnApply: s.metrics.applied,
+		IndexRecords: set.IndexRecords,
+		Registry:     registry, Version: cfg.Version, OnChange: s.onChange, OnApply: s.metrics.applied,
 	})
 	if err != nil {
 		return nil, err

@@ -79,6 +79,7 @@ func (a *app) serve(cmd *cobra.Command, cfg *config.Config, manage bool) error {
 		return err
 	}
 	defer out.start()()
+	defer server.SetGCHeadroom(cfg.GCHeadroom)()
 	return s.Run(cmd.Context())
 }
 
