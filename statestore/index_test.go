@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -185,4 +187,111 @@ func (f failingLists) List(ctx context.Context, prefix string, each func([]*mvcc
 		*f.left--
 		return errList
 	})
+}
+
+// An answer of the index is never older than what had been applied when it was
+// asked for.
+func TestIndexIsNotBehindApplied(t *testing.T) {
+	t.Parallel()
+	w := begin(t, withIndex(100))
+	w.indexed()
+	stop := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				w.Put(storetest.Space.Status(w.key), "approved")
+				time.Sleep(10 * time.Microsecond)
+			}
+		}
+	})
+	for range 20_000 {
+		applied := w.store.Status().AppliedRevision
+		r, err := w.store.Records(t.Context(), storetest.Org, storetest.Key)
+		if err != nil || r.Revision < applied {
+			t.Errorf("answered of revision %d after %d had been applied: %v", r.Revision, applied, err)
+			break
+		}
+	}
+	close(stop)
+	writer.Wait()
+}
+
+// A transaction larger than what the index takes at once is seen whole: of key
+// and app, one is always approved and one revoked.
+func TestIndexTransactionIsSeenWhole(t *testing.T) {
+	t.Parallel()
+	w := begin(t, withIndex(1000))
+	key, app := storetest.Space.Status(w.key), storetest.Space.Status(keyspace.AppRecord(storetest.Org, storetest.App))
+	last := w.PutAll(key, "approved", app, "revoked")
+	w.indexed()
+	w.applied(last)
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				r, err := w.store.Records(t.Context(), storetest.Org, storetest.Key)
+				if err != nil || r.Credential.Status == r.App.Status {
+					t.Errorf("key and app are both %v: %v", r.App.Status, err)
+					return
+				}
+				runtime.Gosched()
+			}
+		})
+	}
+	for i := range 200 {
+		states := []string{"approved", "revoked"}
+		changes := []string{key, states[(i+1)%2]}
+		for n := range 150 {
+			changes = append(changes, storetest.Space.Status(keyspace.KeyRecord(storetest.Org, authz.KeyID{1, byte(n)})), "approved")
+		}
+		w.applied(w.PutAll(append(changes, app, states[i%2])...))
+	}
+	close(stop)
+	readers.Wait()
+}
+
+// A list that is ahead of the watch is not answered from until the watch has come
+// so far.
+func TestIndexWaitsForTheWatch(t *testing.T) {
+	t.Parallel()
+	f := storetest.NewFake()
+	c := storetest.Cluster{Put: f.Put}
+	c.PutApp()
+	c.PutKey(storetest.Key)
+	store, err := statestore.New(statestore.Config{Backend: f, Space: storetest.Space, IndexRecords: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	f.AfterRead(func([]string) { // after the revision at which the watch begins, before the list
+		once.Do(func() {
+			f.Hold(true)
+			f.Put(storetest.Space.Status(keyspace.KeyRecord(storetest.Org, storetest.Key)), "revoked")
+		})
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = store.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	for end := time.Now().Add(200 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if st := store.Status(); st.Index == statestore.IndexReady {
+			t.Fatalf("the index is ready at applied revision %d, before the event that the list holds", st.AppliedRevision)
+		}
+	}
+	f.Hold(false)
+	for end := time.Now().Add(5 * time.Second); store.Status().Index != statestore.IndexReady; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the index is not ready: %+v", store.Status())
+		}
+	}
 }

@@ -18,29 +18,45 @@
 //  1. The watcher, for an event at revision R on record k, first sets
 //     fence[k] = max(fence[k], R), and after a whole batch applied = R. It never
 //     Sets, loads or blocks.
+//
 //  2. A check loads the epoch, the proof and applied, in this order, before
 //     anything else. It uses a record only if the record was read in this epoch,
 //     is the one asked for, and rev >= max(fence, floor); else it loads it.
+//
 //  3. A load reads the record's whole folder at one revision H, and keeps it if
 //     H >= max(fence, floor) as they are after the read; else it reads again. The
 //     read need not be linearizable: what matters is H.
+//
 //  4. If a record used holds a change newer than applied, the check waits for
 //     the watch to come so far and compares all again, or reads all three in one
 //     transaction: a yes is always a state that existed.
+//
 //  5. A cached record that lacks exactly one event, the put of a flag, is brought
 //     up to date by that event instead of by a load ([epoch.catchUp]): a
 //     revocation takes effect without a read, even if etcd answers none.
+//
 //  6. The decision counts only if the proof of step 2 is still valid after it
 //     was made.
+//
 //  7. Start, gap and new epoch are one thing: H0 of a linearizable read; floor =
 //     H0; watch from H0+1; applied = H0. Nothing is listed, nothing cleared.
+//
 //  8. Another cluster id, of a read or of the watch, a raft term that fell, or a
 //     linearizable read below what was applied or read before: the history is
 //     another one. A new epoch begins, and nothing of the old one is used.
+//
 //  9. A registered replica ([fleet]) has its registration acknowledged by etcd
 //     before the t0 of a proof, finds it again in the proof's own read, and lets
 //     no proof outlive its lease. When applied has passed a barrier, it writes
 //     how far it has come.
+//
+//  10. The index (package index) is an exact copy of all records. It is begun empty;
+//     from then on the watcher applies each change to it, before it stores applied;
+//     only then a linearizable list is read into it, at revision L, in which a key
+//     that a change has touched is passed over. It answers once applied has
+//     reached L, under one lock for all three records of a check, and only while its
+//     revision is not below floor. A change that comes a second time, a gap, or
+//     more records than it may hold end it, and 2 to 5 serve.
 //
 // Claim 1: a check that begins after applied >= R never uses a state of record
 // k older than an event on k at or before R. The fence was stored before applied, and
@@ -51,6 +67,12 @@
 // have answered: the fence before that event was not above r.rev, so nothing
 // else happened to the record in between, and etcd delivers all events of a
 // revision together, so the event was all that happened at R.
+//
+// From the index the same holds without a comparison. It contains every event at or
+// below applied: those above L or unknown to the list because it was begun after
+// they had come, and those before it because the list contains them. So the
+// answer is of one revision, not older than what had been applied, and a state
+// that existed.
 //
 // Claim 2: with S the staleness budget, no check that begins more than S after
 // the acknowledgement of R says yes to what R closed. A valid proof is younger
