@@ -71,6 +71,10 @@ type Config struct {
 	KeyQuery string
 	// DenialBody is "apigee" or "uniform".
 	DenialBody string
+	// AuthzCodec is "wire" or "standard": how AuthzListen's messages are read and
+	// written. The answers are the same; "standard" is the way back should the
+	// other ever be in doubt.
+	AuthzCodec string
 	// LogDecisions is "none", "denied" or "all".
 	LogDecisions string
 	// IndexRecords is how many records the index may hold; 0 for no index.

@@ -73,6 +73,7 @@ authzInsecure=false
 keyHeader=x-api-key
 keyQuery=
 denialBody=apigee
+authzCodec=wire
 logDecisions=none
 stalenessBudget=5s
 indexRecords=4000000
@@ -112,7 +113,7 @@ func TestPrecedenceOfEverySetting(t *testing.T) {
 		"index-records": {"1", "0", "2000000"}, "authz-workers": {"0", "8", "64"}, "gc-headroom": {"32MiB", "0B", "1GiB"},
 		"authz-http-listen": {"127.0.0.1:1", "off", "unix:///x.sock"},
 		"key-header":        {"x-a", "x-b", "x-c"}, "key-query": {"a", "b", "c"},
-		"denial-body": {"uniform", "apigee", "uniform"}, "log-decisions": {"denied", "all", "none"},
+		"denial-body": {"uniform", "apigee", "uniform"}, "authz-codec": {"standard", "wire", "standard"}, "log-decisions": {"denied", "all", "none"},
 		"staleness-budget":    {"3s", "1m", "4.5s"},
 		"authz-insecure":      {"true", "false", "true"},
 		"register":            {"false", "true", "false"},

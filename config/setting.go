@@ -175,6 +175,8 @@ var settings = []setting{
 		func(c *Config) string { return c.KeyQuery }},
 	word("denial-body", Authz, "apigee", "`kind` of body of a denial: apigee (its fault, which names the level) or uniform",
 		[]string{"apigee", "uniform"}, func(c *Config) *string { return &c.DenialBody }),
+	word("authz-codec", Authz, "wire", "`how` checks over gRPC are read and answered: wire, or standard, which answers the same for several times the work",
+		[]string{"wire", "standard"}, func(c *Config) *string { return &c.AuthzCodec }),
 	word("log-decisions", Authz, "none", "`which` decisions to log: none, denied or all; limited in rate",
 		[]string{"none", "denied", "all"}, func(c *Config) *string { return &c.LogDecisions }),
 	{"staleness-budget", Authz, duration, "5s", "`duration` after which unproven knowledge refuses, 3s to 60s",

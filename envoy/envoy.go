@@ -11,6 +11,11 @@
 // constructor of an allow, and [ServerOptions] turns whatever else might leave
 // the process into a refusal.
 //
+// A check can be read in two ways, and answered in two: with the generated code
+// of go-control-plane, or, for about a sixth of the work, from the bytes of the one
+// message to those of the other ([Service.Register]). Both end in the same
+// judgement and in the same tables.
+//
 // [Bootstrap] is the hardened Envoy configuration that the service is meant
 // for. It is the only package that imports go-control-plane.
 package envoy
@@ -23,10 +28,10 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
 	"keygate/authz"
@@ -72,13 +77,22 @@ type Config struct {
 	OnDecision func(authz.Decision, time.Duration)
 	// Logger is for panics; nil means none.
 	Logger *slog.Logger
+	// StandardCodec makes Register serve checks through the generated code of
+	// go-control-plane. False, the default, reads what is needed off the wire and
+	// writes the answer's bytes: the same answers for less work.
+	StandardCodec bool
 }
 
-// Service answers Envoy's checks. It is immutable and safe for concurrent use.
+// Service answers Envoy's checks. It is safe for concurrent use, and immutable
+// but for what it keeps so that a check needs no memory.
 type Service struct {
 	authv3.UnimplementedAuthorizationServer
 	config  Config
 	answers answers
+	schema  *schema
+	names   names
+	calls   sync.Pool // of *call
+	replies sync.Pool // of *reply
 }
 
 // New returns the service, or what is wrong with config.
@@ -114,7 +128,7 @@ func New(config Config) (*Service, error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Service{config: config, answers: newAnswers(config)}, nil
+	return &Service{config: config, answers: newAnswers(config), schema: newSchema()}, nil
 }
 
 // maxHyphens in the key header's name. Each of them doubles the names that an
@@ -160,10 +174,6 @@ func CheckKeyQuery(name string) error {
 	return nil
 }
 
-// Register adds the service to a gRPC server, which should have been made with
-// ServerOptions.
-func (s *Service) Register(r grpc.ServiceRegistrar) { authv3.RegisterAuthorizationServer(r, s) }
-
 // Check answers one request of Envoy. Every decision is a CheckResponse; an
 // error means only that the caller had gone before anything was done. The
 // response shares parts with others and must not be changed.
@@ -179,20 +189,29 @@ func (s *Service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 }
 
 func (s *Service) decide(ctx context.Context, req *authv3.CheckRequest) (d authz.Decision) {
-	defer func() {
-		if p := recover(); p != nil {
-			logPanic(ctx, s.config.Logger, p)
-			d = authz.Refuse(authz.Request{}, authz.Internal)
-			d.Problem = "panic while deciding: " + describePanic(p)
-		}
-	}()
-	q := s.read(req)
+	defer s.refusePanic(ctx, &d)
+	var a attributes
+	a.read(req, s.config.KeyHeader)
+	return s.ask(ctx, s.judge(&a, nil))
+}
+
+// refusePanic is deferred by what makes the decision d.
+func (s *Service) refusePanic(ctx context.Context, d *authz.Decision) {
+	if p := recover(); p != nil {
+		logPanic(ctx, s.config.Logger, p)
+		*d = authz.Refuse(authz.Request{}, authz.Internal)
+		d.Problem = "panic while deciding: " + describePanic(p)
+	}
+}
+
+// ask answers q, by the authorizer if q can be asked.
+func (s *Service) ask(ctx context.Context, q question) authz.Decision {
 	if q.reason != authz.Allowed {
-		d = authz.Refuse(q.request, q.reason)
+		d := authz.Refuse(q.request, q.reason)
 		d.Problem = q.problem
 		return d
 	}
-	d = s.config.Authorizer.Decide(ctx, q.request)
+	d := s.config.Authorizer.Decide(ctx, q.request)
 	if d.Allowed() && !identified(d) {
 		d.Reason, d.Problem = authz.Internal, "allowed, but not whom or what"
 	}

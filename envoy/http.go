@@ -3,7 +3,6 @@ package envoy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/textproto"
@@ -181,44 +180,20 @@ func (d *httpDoor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // decide is Service.decide for a check that came over HTTP.
 func (d *httpDoor) decide(ctx context.Context, r *http.Request) (decision authz.Decision) {
-	defer func() {
-		if p := recover(); p != nil {
-			logPanic(ctx, d.service.config.Logger, p)
-			decision = authz.Refuse(authz.Request{}, authz.Internal)
-			decision.Problem = "panic while deciding: " + describePanic(p)
-		}
-	}()
-	q := d.read(r)
-	if q.reason != authz.Allowed {
-		decision = authz.Refuse(q.request, q.reason)
-		decision.Problem = q.problem
-		return decision
-	}
-	decision = d.service.config.Authorizer.Decide(ctx, q.request)
-	if decision.Allowed() && !identified(decision) {
-		decision.Reason, decision.Problem = authz.Internal, "allowed, but not whom or what"
-	}
-	return decision
+	defer d.service.refusePanic(ctx, &decision)
+	return d.service.ask(ctx, d.read(r))
 }
 
 // read understands r. A missing or malformed key comes before anything that is
 // wrong with the path. All values of the key header count, and none of two is
 // ever picked.
 func (d *httpDoor) read(r *http.Request) question {
-	key, reason, problem := authz.KeyID{}, authz.KeyMissing, ""
-	switch values := r.Header[d.header]; len(values) {
-	case 0:
-	case 1:
-		var candidate authz.ConsumerKey
-		if candidate, reason = authz.ParseConsumerKey(values[0]); reason == authz.Allowed {
-			key = candidate.ID()
-		} else if reason == authz.KeyMalformed {
-			problem = "not in the form of a key"
-		}
-	default:
-		reason, problem = authz.KeyMalformed, fmt.Sprintf("%d key headers", len(values))
+	var a attributes
+	for _, v := range r.Header[d.header] {
+		a.addKey(v, "")
 	}
-	q := question{request: authz.Request{KeyID: key}, reason: reason, problem: problem}
+	var q question
+	q.request.KeyID, q.reason, q.problem = judgeKey(&a, "")
 
 	org, products, err := d.route(r)
 	q.request.Organization, q.request.Products = org, products
@@ -252,8 +227,9 @@ func (d *httpDoor) route(r *http.Request) (authz.Organization, []authz.ProductNa
 func (d *httpDoor) allow(w http.ResponseWriter, decision authz.Decision) {
 	header := w.Header()
 	remove := d.remove
+	id := keyID(&decision)
 	for i, h := range identityHeaders {
-		if value := headerSafe(h.value(decision)); value != "" {
+		if value := headerSafe(h.part.of(&decision, id)); value != "" {
 			header[d.names[i]] = []string{value}
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/url"
 	"strings"
+	"unicode/utf8"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -80,15 +81,75 @@ var outcomes = [authz.NumReasons]outcome{
 // url.PathEscape'd, so that unescaping always gives the name; scopes are
 // joined by blanks, which stay.
 var identityHeaders = [...]struct {
-	name  string
-	value func(authz.Decision) string
+	name string
+	part part
 }{
-	{"x-keygate-organization", func(d authz.Decision) string { return string(d.Organization) }},
-	{"x-keygate-developer", func(d authz.Decision) string { return string(d.Developer) }},
-	{"x-keygate-app", func(d authz.Decision) string { return string(d.App) }},
-	{"x-keygate-product", func(d authz.Decision) string { return string(d.Product) }},
-	{"x-keygate-key-id", func(d authz.Decision) string { return d.KeyID.String() }},
-	{"x-keygate-scopes", func(d authz.Decision) string { return d.Scopes }},
+	{"x-keygate-organization", organizationPart},
+	{"x-keygate-developer", developerPart},
+	{"x-keygate-app", appPart},
+	{"x-keygate-product", productPart},
+	{"x-keygate-key-id", keyIDPart},
+	{"x-keygate-scopes", scopesPart},
+}
+
+// metadataFields are what Envoy's access log and later filters learn, in
+// namespace envoy.filters.http.ext_authz: names as they are, without escaping.
+// What is empty is left out.
+var metadataFields = [...]struct {
+	name string
+	part part
+}{
+	{"reason", reasonPart},
+	{"key_id", keyIDPart},
+	{"organization", organizationPart},
+	{"developer", developerPart},
+	{"app", appPart},
+	{"product", productPart},
+	{"scopes", scopesPart},
+}
+
+// part names a part of a decision. It is no function, through which every
+// decision would escape to the heap.
+type part uint8
+
+const (
+	reasonPart part = iota
+	keyIDPart
+	organizationPart
+	developerPart
+	appPart
+	productPart
+	scopesPart
+)
+
+// of returns the part of d as a text; keyID is that of the key's id, which has
+// to be made, or "" for no key.
+func (p part) of(d *authz.Decision, keyID string) string {
+	switch p {
+	case reasonPart:
+		return d.Reason.String()
+	case keyIDPart:
+		return keyID
+	case organizationPart:
+		return string(d.Organization)
+	case developerPart:
+		return string(d.Developer)
+	case appPart:
+		return string(d.App)
+	case productPart:
+		return string(d.Product)
+	case scopesPart:
+		return d.Scopes
+	}
+	return ""
+}
+
+// keyID is the text of d's key id; "" for no key.
+func keyID(d *authz.Decision) string {
+	if d.KeyID == (authz.KeyID{}) {
+		return ""
+	}
+	return d.KeyID.String()
 }
 
 // answers builds CheckResponses. It is immutable.
@@ -97,6 +158,7 @@ type answers struct {
 	ok      *statuspb.Status
 	remove  []string // headers that every allow removes
 	query   []string // query parameters that every allow removes
+	encoded encoded
 }
 
 // denial is the part of a refusal that is the same every time: shared between
@@ -106,6 +168,7 @@ type denial struct {
 	response *authv3.CheckResponse_DeniedResponse
 }
 
+// newAnswers needs a config that New has checked.
 func newAnswers(config Config) answers {
 	a := answers{
 		ok:     &statuspb.Status{Code: int32(codes.OK)},
@@ -120,6 +183,7 @@ func newAnswers(config Config) answers {
 	for r := range authz.NumReasons {
 		a.denials[r] = newDenial(r, config)
 	}
+	a.encoded = newEncoded(&a)
 	return a
 }
 
@@ -195,9 +259,11 @@ func faultBody(errorcode, faultstring string) string {
 func header(name, value string) *corev3.HeaderValueOption {
 	return &corev3.HeaderValueOption{
 		Header:       &corev3.HeaderValue{Key: name, Value: value},
-		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+		AppendAction: overwrite,
 	}
 }
+
+const overwrite = corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 
 // respond is the one way from a decision to a response.
 func (a *answers) respond(d authz.Decision) *authv3.CheckResponse {
@@ -218,8 +284,9 @@ func (a *answers) allow(d authz.Decision) (*authv3.CheckResponse, bool) {
 		HeadersToRemove:         a.remove,
 		QueryParametersToRemove: a.query,
 	}
+	id := keyID(&d)
 	for i, h := range identityHeaders {
-		if value := headerSafe(h.value(d)); value != "" {
+		if value := headerSafe(h.part.of(&d, id)); value != "" {
 			ok.Headers = append(ok.Headers, header(h.name, value))
 			continue
 		}
@@ -254,34 +321,34 @@ func (a *answers) deny(d authz.Decision) *authv3.CheckResponse {
 	}
 }
 
-// metadata is what Envoy's access log and later filters learn, in namespace
-// envoy.filters.http.ext_authz: names as they are, without escaping.
+// metadata is metadataFields of d.
 func metadata(d authz.Decision) *structpb.Struct {
-	fields := make(map[string]*structpb.Value, 8)
-	set := func(name, value string) {
-		if value != "" {
-			// A string that is not UTF-8 could not be sent, and what cannot be
-			// sent is an error to Envoy rather than an answer.
-			fields[name] = structpb.NewStringValue(strings.ToValidUTF8(value, "\uFFFD"))
+	fields := make(map[string]*structpb.Value, len(metadataFields))
+	id := keyID(&d)
+	for _, f := range metadataFields {
+		if value := f.part.of(&d, id); value != "" {
+			fields[f.name] = structpb.NewStringValue(sendable(value))
 		}
 	}
-	set("reason", d.Reason.String())
-	if d.KeyID != (authz.KeyID{}) {
-		set("key_id", d.KeyID.String())
-	}
-	set("organization", string(d.Organization))
-	set("developer", string(d.Developer))
-	set("app", string(d.App))
-	set("product", string(d.Product))
-	set("scopes", d.Scopes)
 	return &structpb.Struct{Fields: fields}
+}
+
+// sendable is value as UTF-8: a string that is none could not be sent, and what
+// cannot be sent is an error to Envoy rather than an answer.
+func sendable(value string) string {
+	if utf8.ValidString(value) { // many times as fast
+		return value
+	}
+	return strings.ToValidUTF8(value, "\uFFFD")
 }
 
 // headerSafe is value in a form that any HTTP header can hold.
 func headerSafe(value string) string {
+	if strings.HasPrefix(value, " ") || strings.HasSuffix(value, " ") {
+		return url.PathEscape(value)
+	}
 	for i := range len(value) {
-		blankAtEnd := value[i] == ' ' && (i == 0 || i == len(value)-1)
-		if value[i] < ' ' || value[i] > '~' || value[i] == '%' || blankAtEnd {
+		if b := value[i]; b < ' ' || b > '~' || b == '%' {
 			return url.PathEscape(value)
 		}
 	}

@@ -39,10 +39,11 @@ const (
 )
 
 // ServerOptions are the options of a gRPC server for Envoy: limits, keepalive
-// that suits Envoy's, and outermost interceptors that end no call in a panic
-// and no check in a response that Envoy would take as a yes by mistake. Other
-// options may follow; interceptors chained later run inside these. A nil
-// logger logs nothing.
+// that suits Envoy's, the codec of Service.Register, and outermost interceptors
+// that end no call in a panic and no check in a response that Envoy would take
+// as a yes by mistake. Other options may follow, but no other codec;
+// interceptors chained later run inside these, and not for the checks of a
+// service that reads the wire (see Service.Register). A nil logger logs nothing.
 func ServerOptions(logger *slog.Logger) []grpc.ServerOption {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
@@ -62,6 +63,8 @@ func ServerOptions(logger *slog.Logger) []grpc.ServerOption {
 		// The default (5 minutes, none without a call) answers Envoy's
 		// connection_keepalive with GOAWAY.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		// Also for the standard codec's checks, which it hands on.
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.ChainUnaryInterceptor(g.unary),
 		grpc.ChainStreamInterceptor(g.stream),
 	}

@@ -142,7 +142,7 @@ func New(cfg Config) (_ *Server, err error) {
 	s.metrics.watch(s.store)
 	service, err := envoy.New(envoy.Config{
 		Authorizer: &authz.Authorizer{Source: s.store, Now: cfg.Now},
-		KeyHeader:  set.KeyHeader, KeyQuery: set.KeyQuery, DenialBody: set.DenialBody,
+		KeyHeader:  set.KeyHeader, KeyQuery: set.KeyQuery, DenialBody: set.DenialBody, StandardCodec: set.AuthzCodec == "standard",
 		Organization: set.Organization, OnDecision: s.onDecision, Logger: s.log,
 	})
 	if err != nil {

@@ -279,7 +279,7 @@ func TestEverySettingHasAFlag(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range strings.Fields(`config etcd-endpoints etcd-cacert etcd-cert etcd-key etcd-user etcd-password-file etcd-quota prefix org data-dir
-		authz-listen authz-http-listen index-records authz-workers gc-headroom authz-tls-cert authz-tls-key authz-client-ca authz-insecure health-listen key-header key-query denial-body log-decisions
+		authz-listen authz-http-listen index-records authz-workers gc-headroom authz-tls-cert authz-tls-key authz-client-ca authz-insecure health-listen key-header key-query denial-body authz-codec log-decisions
 		staleness-budget log-format log-level management-listen management-tls-cert management-tls-key management-insecure management-hosts
 		sealing-key-file server server-cacert token-file insecure`) {
 		if cmd.Flags().Lookup(name) == nil {
