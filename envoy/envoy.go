@@ -8,8 +8,8 @@
 // Envoy takes an empty CheckResponse, and one without a status, as ALLOW, and
 // a gRPC error as a failure that the operator may have opened
 // (failure_mode_allow). So every refusal is a denied_response, there is one
-// constructor of an allow, and [ServerOptions] turns whatever else might leave
-// the process into a refusal.
+// constructor of an allow in each form that an answer has, and [ServerOptions] and
+// [Service.Register] turn whatever else might leave the process into a refusal.
 //
 // A check can be read in two ways, and answered in two: with the generated code
 // of go-control-plane, or, for about a sixth of the work, from the bytes of the one
