@@ -109,10 +109,14 @@ check: $(T)/staticcheck ## format, vet, staticcheck, generated files, go.mod, im
 BENCH_FLAGS ?=
 
 .PHONY: bench
-bench: $(T)/ghz ## keygate against a server that does nothing, and the Go benchmarks; docs/performance.md
-	go run ./bench cpu $(BENCH_FLAGS)
+bench: $(T)/ghz ## what checks cost, beside a server that does nothing; docs/performance.md (half an hour)
+	go run ./bench cpu -keys 100,1000000 $(BENCH_FLAGS)
 	go run ./bench latency $(BENCH_FLAGS)
 	go run ./bench revoke $(BENCH_FLAGS)
+	go run ./bench flood -keys 10000 $(BENCH_FLAGS)
+	go run ./bench scale -keys 10000,1000000 $(BENCH_FLAGS)
+	go run ./bench bulk -keys 10000 $(BENCH_FLAGS)
+	go run ./bench index -keys 10000,1000000 $(BENCH_FLAGS)
 	go run ./bench ghz $(BENCH_FLAGS)
 	@$(MAKE) --no-print-directory bench-go
 	go run ./bench report

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -57,18 +58,25 @@ func runEnvoy(ctx context.Context, b *bench) (*Result, error) {
 		return nil, err
 	}
 	defer upstream.stop()
-	keygate, err := b.seeded(ctx, binary, envoyKeys)
+	keygate, err := b.seeded(ctx, binary, envoyKeys, "--authz-http-listen", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	defer keygate.stop()
+	door := httpDoor.FindStringSubmatch(keygate.log.String())
+	if door == nil {
+		return nil, fmt.Errorf("keygate does not say where its HTTP door is:\n%s", keygate.log)
+	}
 	return b.ways(ctx, upstream.health, []way{
 		{name: "no auth", authz: noop.authz, edit: func(filters []any) ([]any, error) { return filters[1:], nil }},
 		{name: "api_key_auth", authz: noop.authz, edit: apiKeyAuth},
 		{name: "no-op, gRPC", authz: noop.authz, server: noop},
 		{name: "keygate, gRPC", authz: keygate.authz, server: keygate},
+		{name: "keygate, HTTP/1.1", authz: door[1], server: keygate, bootstrap: func(b *envoy.Bootstrap) { b.HTTP = envoy.DoorHTTP1 }},
 	})
 }
+
+var httpDoor = regexp.MustCompile(`HTTP ext_authz is served","address":"([^"]+)"`)
 
 // apiKeyAuth puts Envoy's own filter, with all keys, where ext_authz was.
 func apiKeyAuth(filters []any) ([]any, error) {

@@ -4,6 +4,10 @@
 //	go run ./bench cpu            # CPU time and allocations of a check
 //	go run ./bench latency        # p50 and p99 at a fixed rate
 //	go run ./bench revoke         # from a put to the first refusal
+//	go run ./bench flood          # good keys beside a flood of unknown ones
+//	go run ./bench scale          # the start, and checks, with many keys
+//	go run ./bench bulk           # checks beside a bulk change
+//	go run ./bench index          # the index by itself, beside a Go map
 //	go run ./bench ghz            # a million checks by ghz
 //	go run ./bench envoy          # through a real Envoy
 //	go run ./bench report         # docs/performance.md of all that was measured

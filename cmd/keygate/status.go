@@ -178,6 +178,7 @@ func (a *app) printStatus(st server.Status) error {
 		[]string{"proof", proof},
 		[]string{"applied revision", n(s.AppliedRevision)},
 		[]string{"watch", fmt.Sprintf("%d events, %d gaps, %d replaced, epoch %d", s.Events, s.Gaps, s.Replaced, s.Epoch)},
+		[]string{"index", fmt.Sprintf("%s, %d records, %d answers", s.Index, s.IndexRecords, s.Indexed)},
 		[]string{"cache", fmt.Sprintf("%s hits (%d records, %d unknown keys, %d misses)", hitRate, s.Hits, s.AbsentHits, s.Misses)},
 		[]string{"loads", fmt.Sprintf("%d, %d failed, %d shed, %d of unreadable records", s.Loads, s.LoadErrors, s.Shed, s.Unreadable)},
 	)
