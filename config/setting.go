@@ -197,7 +197,7 @@ var settings = []setting{
 		MaxIndexRecords, func(c *Config) *int { return &c.IndexRecords }),
 	number("authz-workers", Authz, "64", "`number` of goroutines kept to answer checks, about 30 kB each; with 0, one for each check",
 		MaxAuthzWorkers, func(c *Config) *int { return &c.AuthzWorkers }),
-	{"gc-headroom", Authz, size, "64MiB", "`size` that garbage may grow to before it is collected; with 0, as Go does without being told",
+	{"gc-headroom", Authz, size, "16MiB", "`size` that garbage may grow to before it is collected; with 0, as Go does without being told",
 		func(c *Config, s string) error {
 			n, err := parseSize(s)
 			if err != nil {
