@@ -16,6 +16,10 @@ func TestServerLogNeverBlocks(t *testing.T) {
 	out := newServerLog(w)
 	stop := out.start()
 	log := newLogger(out, "json", slog.LevelInfo)
+	log.Info("line that is written, and stands")
+	for len(out.lines) > 0 { // else what is left out could be counted, and forgotten, before
+		time.Sleep(time.Millisecond)
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
