@@ -44,9 +44,6 @@ func runBulk(ctx context.Context, b *bench) (*Result, error) {
 		return nil, err
 	}
 	defer keygate.stop()
-	if _, err := indexReady(ctx, keygate); err != nil {
-		return nil, err
-	}
 	s := &subject{process: keygate}
 	if s.generator, err = b.dial(keygate, count/2, 4); err != nil {
 		return nil, err

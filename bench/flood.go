@@ -31,9 +31,6 @@ func runFlood(ctx context.Context, b *bench) (*Result, error) {
 		return nil, err
 	}
 	defer keygate.stop()
-	if _, err := indexReady(ctx, keygate); err != nil {
-		return nil, err
-	}
 	good, err := b.dial(keygate, count, 4)
 	if err != nil {
 		return nil, err

@@ -195,7 +195,7 @@ var settings = []setting{
 
 	number("index-records", Authz, "4000000", "`number` of records that the index may hold, about 110 bytes each; beyond it, and with 0, they are read through the cache",
 		MaxIndexRecords, func(c *Config) *int { return &c.IndexRecords }),
-	number("authz-workers", Authz, "64", "`number` of goroutines kept to answer checks, about 30 kB each; with 0, one for each check",
+	number("authz-workers", Authz, "64", "`number` of goroutines kept to answer checks; with 0, one for each check",
 		MaxAuthzWorkers, func(c *Config) *int { return &c.AuthzWorkers }),
 	{"gc-headroom", Authz, size, "16MiB", "`size` that garbage may grow to before it is collected; with 0, as Go does without being told",
 		func(c *Config, s string) error {
