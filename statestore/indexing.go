@@ -189,6 +189,7 @@ type indexChange struct {
 
 // applyIndex applies changes of whole revisions, up to last, to the copy.
 func (s *Store) applyIndex(e *epoch, x *index.Index, changes []indexChange, last int64) {
+	done := int64(0)
 	for len(changes) > 0 {
 		n := min(indexPart, len(changes))
 		for n < len(changes) && changes[n].rev == changes[n-1].rev {
@@ -198,11 +199,14 @@ func (s *Store) applyIndex(e *epoch, x *index.Index, changes []indexChange, last
 		for _, c := range changes[:n] {
 			x.Apply(c.change)
 		}
-		x.End(changes[n-1].rev)
+		done = changes[n-1].rev
+		x.End(done)
 		changes = changes[n:]
 	}
-	x.Begin() // what follows the last change that concerns a record concerns none
-	x.End(last)
+	if done < last { // what follows the last change that concerns a record concerns none
+		x.Begin()
+		x.End(last)
+	}
 	if s.indexBound(x) == errIndexFull {
 		s.indexFull(e)
 	}

@@ -180,11 +180,13 @@ func (s *Store) update(e *epoch, u clientv3.WatchResponse) error {
 			changes = append(changes, announced(path, ev))
 		}
 		if x != nil {
-			change := index.Put
+			c := indexChange{rev: rev}
 			if ev.Type == mvccpb.Event_DELETE {
-				change = func(p keyspace.Path, key string, _ []byte, rev int64) index.Change { return index.Delete(p, key, rev) }
+				c.change = index.Delete(path, string(ev.Kv.Key), rev)
+			} else {
+				c.change = index.Put(path, string(ev.Kv.Key), ev.Kv.Value, rev)
 			}
-			copied = append(copied, indexChange{change(path, string(ev.Kv.Key), ev.Kv.Value, rev), rev})
+			copied = append(copied, c)
 		}
 	}
 	if x != nil {

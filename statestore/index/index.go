@@ -304,7 +304,7 @@ func (x *Index) List(c Change) {
 
 // Apply takes a change. Between Begin and End; changes in their order.
 func (x *Index) Apply(c Change) {
-	if x.touched != nil && !x.complete {
+	if x.touched != nil { // not complete yet
 		x.touched[c.key] = true
 	}
 	x.apply(c)
