@@ -174,7 +174,7 @@ type key struct {
 }
 
 // state of a key from a revision on: bit l of closed is set while the flag of
-// level l is closed.
+// level l is closed. Before a key's first write it is unborn.
 type state struct {
 	revision int64
 	closed   uint8
@@ -186,6 +186,9 @@ type state struct {
 	acked time.Duration
 	w     *Write
 }
+
+// unborn stands alone in closed: no replica has heard of the key yet, and says so.
+const unborn uint8 = 1 << numLevels
 
 func (v *verifier) violate(g Guarantee, at time.Duration, replica, key int, format string, args ...any) {
 	x := Violation{Guarantee: g, At: at, Replica: replica, Key: key}
@@ -254,6 +257,7 @@ func (k *key) build(writes []*Write) {
 		}
 	}
 	slices.SortStableFunc(writes, func(a, b *Write) int { return cmp.Compare(a.Revision, b.Revision) })
+	k.states = append(k.states, state{closed: unborn, acked: forever, w: &Write{Level: LevelKey, Deleted: true}})
 	s := state{}
 	for _, w := range writes {
 		s.revision, s.w, s.start = w.Revision, w, max(s.start, w.Start)
@@ -496,6 +500,9 @@ func explained(k *key, i int, c *Check) bool {
 // explains tells whether a key whose flags are closed as said is answered so.
 func explains(c *Check, closed uint8) bool {
 	has := func(l Level) bool { return closed&(1<<l) != 0 }
+	if closed == unborn {
+		return c.Reason == authz.KeyUnknown
+	}
 	switch c.Reason {
 	case authz.Allowed:
 		return closed == 0
@@ -641,9 +648,12 @@ func (v *verifier) linearKeys() {
 		revision int64 // that the replica has come to
 	}
 	model := porcupine.Model{
-		Init: func() any { return known{} },
+		Init: func() any { return known{closed: unborn} },
 		Step: func(s, in, out any) (bool, any) {
 			k, i := s.(known), in.(input)
+			if i.write {
+				k.closed &^= unborn
+			}
 			switch {
 			case !i.write:
 				return explains(&Check{Reason: out.(authz.Reason)}, k.closed), k

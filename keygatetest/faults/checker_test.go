@@ -91,6 +91,18 @@ func TestVerify(t *testing.T) {
 			s.check(170, 171, authz.Allowed)
 		}, ""},
 
+		// A new key is known within S, and then for good.
+		{"a new key that is not known yet", func(s *story) {
+			s.check(2, 3, authz.KeyUnknown)
+			s.check(4, 5, authz.Allowed)
+		}, ""},
+		{"a new key that is not known after S", func(s *story) { s.check(3001, 3002, authz.KeyUnknown) }, "G8"},
+		{"a key that was known and is not", func(s *story) {
+			s.check(2, 3, authz.Allowed)
+			s.check(4, 5, authz.KeyUnknown)
+		}, "G8"},
+		{"a new key that is revoked, which nobody did", func(s *story) { s.check(2, 3, authz.KeyRevoked) }, "G8"},
+
 		// G1 and G3: a yes that is too late.
 		{"a yes within S", func(s *story) {
 			s.write(100, 110, LevelApp, revoked, 2)
