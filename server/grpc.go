@@ -19,10 +19,21 @@ import (
 	"keygate/envoy"
 )
 
+// Bytes that a client may send before they are read, for one check and for all
+// of one connection. A check is about a kilobyte.
+const (
+	streamWindow = 64 << 10
+	connWindow   = 1 << 20
+)
+
 // newGRPC returns the server of ext_authz, health and reflection (for ghz and
 // grpcurl; it tells the protocol, which is public).
 func (s *Server) newGRPC(service *envoy.Service) (*grpc.Server, error) {
-	options := envoy.ServerOptions(s.log)
+	options := append(envoy.ServerOptions(s.log),
+		// Windows that stay as they are. To fit them to the connection, grpc-go pings
+		// the client with every check that comes when none is under way: both sides
+		// then write, wake and read once more for each.
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow))
 	if n := s.cfg.Settings.AuthzWorkers; n > 0 {
 		// A goroutine of its own for each check would grow its stack in each.
 		options = append(options, grpc.NumStreamWorkers(uint32(n)))

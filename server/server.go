@@ -273,7 +273,7 @@ func (s *Server) Run(ctx context.Context) error {
 	stopGRPC := start("authz listener", func(ctx context.Context) error {
 		stopped := make(chan struct{})
 		defer context.AfterFunc(ctx, func() { defer close(stopped); s.stopGRPC() })()
-		err := s.grpc.Serve(yielding{s.authzListener})
+		err := s.grpc.Serve(answering{s.authzListener})
 		if ctx.Err() != nil {
 			<-stopped
 		}
