@@ -55,7 +55,7 @@ func (s *Store) prove(ctx context.Context, e *epoch, w Watch) (silent bool, err 
 		return false, err
 	}
 	m := e.mark()
-	t0 := now()
+	made, t0 := time.Now(), now()
 	prefixes := []string{s.space.Probe()}
 	if member.created > 0 {
 		prefixes = append(prefixes, s.fleet.path)
@@ -89,7 +89,7 @@ func (s *Store) prove(ctx context.Context, e *epoch, w Watch) (silent bool, err 
 		}
 	}
 	end := min(t0+s.budget, time.Duration(member.end.Load()))
-	e.proof.Store(&proof{epoch: e, member: member, t0: t0, validUntil: end})
+	e.proof.Store(&proof{epoch: e, member: member, t0: t0, validUntil: end, made: made})
 	return false, nil
 }
 

@@ -58,10 +58,11 @@ func (v *view) newest() (mod int64) {
 // records cached and current, it allocates nothing and asks nobody.
 func (s *Store) Records(ctx context.Context, org authz.Organization, id authz.KeyID) (authz.Records, error) {
 	// The proof first, before any fence: a proof taken later could vouch for
-	// records compared with fences that it does not cover.
+	// records compared with fences that it does not cover. Whether it is valid is
+	// asked at the end, by who decides.
 	e := s.epoch.Load()
 	p := e.proof.Load()
-	if p == nil || !p.Valid() {
+	if p == nil || !p.stands() {
 		return authz.Records{}, s.stale(e, p)
 	}
 	if r, ok := s.indexed(e, p, org, id); ok {

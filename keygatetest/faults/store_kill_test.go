@@ -179,8 +179,8 @@ func TestServeKilled(t *testing.T) {
 			Name: "a proof before the first yes", Guarantee: G6,
 			Mutations: []variant.Mutation{{
 				File: "statestore/read.go",
-				Old:  "\tif p == nil || !p.Valid() {\n",
-				New:  "\tif p == nil {\n\t\tp = &proof{epoch: e, member: newRegistration(0, 1<<62), validUntil: 1 << 62}\n\t}\n\tif !p.Valid() {\n",
+				Old:  "\tif p == nil || !p.stands() {\n",
+				New:  "\tif p == nil {\n\t\tp = &proof{epoch: e, member: newRegistration(0, 1<<62), validUntil: 1 << 62, made: time.Now()}\n\t}\n\tif !p.stands() {\n",
 			}},
 		}},
 	})

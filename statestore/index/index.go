@@ -67,26 +67,30 @@ type owner struct {
 	row  uint32
 }
 
-// keyRow is a credential. Names are numbers of Index.names, 0 for none.
+// keyRow is a credential. Names are numbers of Index.names, 0 for none. What it
+// belongs to is named by the row: a look-up goes from row to row, each of which
+// is in no cache of the processor when there are many.
 type keyRow struct {
 	id        authz.KeyID
 	expiresAt int64
 	details   int64 // revision at which the details were written
 	flag      flag
 	org       uint32
-	app       uint32
-	developer uint32
+	app       uint32 // number of a row, 0 for none
+	developer uint32 // likewise
 	scopes    uint32
 	products  uint32 // number of a set
 	problem   uint32 // of the details
 }
 
-// entityRow is an app or a developer.
+// entityRow is an app or a developer: one that is stored, or that a stored record
+// names. Row 0 is none.
 type entityRow struct {
 	flag      flag
 	org, name uint32
-	developer uint32 // of an app
+	developer uint32 // of an app: number of a row, 0 for none
 	problem   uint32
+	uses      uint32 // rows that name it
 	kind      keyspace.Kind
 }
 
@@ -111,6 +115,7 @@ func New() *Index {
 	x := &Index{others: map[owner]map[string]bool{}, touched: map[string]bool{}}
 	x.names.init()
 	x.sets.init()
+	x.entities.add()
 	return x
 }
 
@@ -143,7 +148,9 @@ func (x *Index) Complete() {
 
 // Size is what a copy holds.
 type Size struct {
-	Keys, Apps int // Apps and developers
+	Keys int
+	// Apps and developers, those included that are only named.
+	Apps int
 	// Touched keys of the store, while the copy is not complete.
 	Touched  int
 	Complete bool
@@ -154,7 +161,7 @@ type Size struct {
 func (x *Index) Size() Size {
 	x.locks[0].RLock()
 	defer x.locks[0].RUnlock()
-	return Size{Keys: x.keys.len(), Apps: x.entities.len(), Touched: len(x.touched), Complete: x.complete, Revision: x.revision}
+	return Size{Keys: x.keys.len(), Apps: x.entities.len() - 1, Touched: len(x.touched), Complete: x.complete, Revision: x.revision}
 }
 
 // Records returns the credential of a key with its app and developer, and the
@@ -174,19 +181,13 @@ func (x *Index) Records(org authz.Organization, id authz.KeyID) (r authz.Records
 	}
 	k := x.keys.at(n)
 	x.credential(k, &r.Credential)
-	if k.app == 0 {
+	a := x.entities.at(k.app)
+	if a.flag.parts == 0 {
 		return r, true
 	}
-	if n, found = x.findEntity(keyspace.KindApp, k.org, k.app); !found {
-		return r, true
-	}
-	a := x.entities.at(n)
 	x.app(a, &r.App)
-	if a.developer == 0 {
-		return r, true
-	}
-	if n, found = x.findEntity(keyspace.KindDeveloper, k.org, a.developer); found {
-		x.developer(x.entities.at(n), &r.Developer)
+	if d := x.entities.at(a.developer); d.flag.parts != 0 {
+		x.developer(d, &r.Developer)
 	}
 	return r, true
 }
@@ -195,8 +196,8 @@ func (x *Index) credential(k *keyRow, c *authz.Credential) {
 	c.Exists = true
 	c.Status = x.status(k.flag)
 	c.Products = x.sets.at(k.products)
-	c.App = authz.AppID(x.names.at(k.app))
-	c.Developer = authz.DeveloperID(x.names.at(k.developer))
+	c.App = authz.AppID(x.names.at(x.entities.at(k.app).name))
+	c.Developer = authz.DeveloperID(x.names.at(x.entities.at(k.developer).name))
 	c.ExpiresAt, c.Revision = k.expiresAt, k.details
 	c.Scopes, c.Problem = x.names.at(k.scopes), x.names.at(k.problem)
 }
@@ -204,7 +205,7 @@ func (x *Index) credential(k *keyRow, c *authz.Credential) {
 func (x *Index) app(e *entityRow, a *authz.App) {
 	a.Exists = true
 	a.Status = x.status(e.flag)
-	a.Developer, a.Problem = authz.DeveloperID(x.names.at(e.developer)), x.names.at(e.problem)
+	a.Developer, a.Problem = authz.DeveloperID(x.names.at(x.entities.at(e.developer).name)), x.names.at(e.problem)
 }
 
 func (x *Index) developer(e *entityRow, d *authz.Developer) {
@@ -346,9 +347,11 @@ func (x *Index) applyKey(c Change) {
 	}
 	if k.flag.parts == 0 && k.products == 0 {
 		x.byKey.remove(keyHash(&id), n)
-		for _, name := range []uint32{k.org, k.app, k.developer, k.scopes, k.problem, k.flag.problem} {
+		for _, name := range []uint32{k.org, k.scopes, k.problem, k.flag.problem} {
 			x.names.release(name)
 		}
+		x.unlink(k.app)
+		x.unlink(k.developer)
 		x.keys.free(n)
 	}
 }
@@ -364,15 +367,7 @@ func (x *Index) applyEntity(c Change) {
 		if c.deleted {
 			return
 		}
-		n = x.entities.add()
-		e := x.entities.at(n)
-		*e = entityRow{kind: record.Kind, org: x.names.intern(string(record.Organization)), name: x.names.intern(record.Name)}
-		x.setStatus(&e.flag, authz.Flag{}, true)
-		x.setEntity(e, Change{deleted: true})
-		x.byName.insert(entityHash(e.kind, e.org, e.name), n, func(n uint32) uint64 {
-			e := x.entities.at(n)
-			return entityHash(e.kind, e.org, e.name)
-		})
+		n = x.addEntity(record.Kind, string(record.Organization), record.Name)
 	}
 	e := x.entities.at(n)
 	switch c.path.Field {
@@ -383,13 +378,63 @@ func (x *Index) applyEntity(c Change) {
 	default:
 		x.setOther(&e.flag, owner{record.Kind, n}, c)
 	}
-	if e.flag.parts == 0 {
-		x.byName.remove(entityHash(e.kind, e.org, e.name), n)
-		for _, name := range []uint32{e.org, e.name, e.developer, e.problem, e.flag.problem} {
-			x.names.release(name)
-		}
-		x.entities.free(n)
+	x.dropUnused(n)
+}
+
+func (x *Index) addEntity(kind keyspace.Kind, org, name string) uint32 {
+	n := x.entities.add()
+	e := x.entities.at(n)
+	*e = entityRow{kind: kind, org: x.names.intern(org), name: x.names.intern(name)}
+	x.setStatus(&e.flag, authz.Flag{}, true)
+	x.setEntity(e, Change{deleted: true})
+	x.byName.insert(entityHash(e.kind, e.org, e.name), n, func(n uint32) uint64 {
+		e := x.entities.at(n)
+		return entityHash(e.kind, e.org, e.name)
+	})
+	return n
+}
+
+// relink makes *n the number of the app or developer with a name, which then has
+// one more use; 0 for no name.
+func (x *Index) relink(n *uint32, kind keyspace.Kind, org uint32, name string) {
+	if x.names.at(x.entities.at(*n).name) == name {
+		return
 	}
+	old := *n
+	if *n = 0; name != "" {
+		found := false
+		if number := x.names.find(name); number > 0 {
+			*n, found = x.findEntity(kind, org, number)
+		}
+		if !found {
+			*n = x.addEntity(kind, x.names.at(org), name)
+		}
+		x.entities.at(*n).uses++
+	}
+	x.unlink(old)
+}
+
+// unlink ends one use of an app or developer.
+func (x *Index) unlink(n uint32) {
+	if n > 0 {
+		x.entities.at(n).uses--
+		x.dropUnused(n)
+	}
+}
+
+// dropUnused frees the row of an app or developer that is neither stored nor
+// named.
+func (x *Index) dropUnused(n uint32) {
+	e := x.entities.at(n)
+	if e.flag.parts != 0 || e.uses > 0 {
+		return
+	}
+	x.byName.remove(entityHash(e.kind, e.org, e.name), n)
+	for _, name := range []uint32{e.org, e.name, e.problem, e.flag.problem} {
+		x.names.release(name)
+	}
+	x.unlink(e.developer)
+	x.entities.free(n)
 }
 
 func (x *Index) setStatus(f *flag, to authz.Flag, absent bool) {
@@ -407,8 +452,8 @@ func (x *Index) setCredential(k *keyRow, to authz.Credential, revision int64, ab
 	}
 	k.flag.parts.set(partDetails, !absent)
 	k.expiresAt, k.details = to.ExpiresAt, revision
-	x.names.replace(&k.app, string(to.App))
-	x.names.replace(&k.developer, string(to.Developer))
+	x.relink(&k.app, keyspace.KindApp, k.org, string(to.App))
+	x.relink(&k.developer, keyspace.KindDeveloper, k.org, string(to.Developer))
 	x.names.replace(&k.scopes, to.Scopes)
 	x.names.replace(&k.problem, to.Problem)
 }
@@ -425,7 +470,7 @@ func (x *Index) setEntity(e *entityRow, c Change) {
 		}
 	}
 	e.flag.parts.set(partDetails, !c.deleted)
-	x.names.replace(&e.developer, string(developer))
+	x.relink(&e.developer, keyspace.KindDeveloper, e.org, string(developer))
 	x.names.replace(&e.problem, problem)
 }
 
