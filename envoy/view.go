@@ -105,10 +105,14 @@ func (v *view) http(outer *wireReader) {
 	for r.next() {
 		switch r.number {
 		case httpRequestHeaders:
-			e := readEntry(&r)
-			if strings.EqualFold(text(e.key), v.header) {
+			key, value, ok := shortPair(r.bytes, entryValue)
+			if !ok || !utf8.Valid(value) {
+				e := readEntry(&r)
+				key, value = e.key, e.value
+			}
+			if strings.EqualFold(text(key), v.header) {
 				// A key of the map twice is two values, and so refused.
-				v.addKey(text(e.value), "")
+				v.addKey(text(value), "")
 			}
 		case httpRequestPath:
 			if r.once() {
@@ -139,7 +143,7 @@ func (v *view) headerMap(outer *wireReader) {
 }
 
 func (v *view) headerValue(outer *wireReader) {
-	if key, raw, ok := shortHeader(outer.bytes); ok {
+	if key, raw, ok := shortPair(outer.bytes, headerRaw); ok {
 		if strings.EqualFold(text(key), v.header) {
 			v.addKey("", text(raw))
 		}
@@ -165,21 +169,22 @@ func (v *view) headerValue(outer *wireReader) {
 	}
 }
 
-// shortHeader reads a HeaderValue in the one form in which Envoy writes nearly
-// all of them: a key and then a raw value, each of less than 128 bytes. It is
-// false for any other and for what is malformed, which headerValue reads
-// in full. A check has dozens of headers, and this is half of what they cost.
-func shortHeader(b []byte) (key, raw []byte, ok bool) {
-	const keyTag, rawTag = headerKey<<3 | byte(protowire.BytesType), headerRaw<<3 | byte(protowire.BytesType)
+// shortPair reads a message in the one form in which Envoy writes nearly all
+// headers, in either of their fields: a key, which is a string, and then the bytes
+// of another field, each of less than 128 bytes. It is false for any other and
+// for what is malformed, which is read in full then. A check has dozens of
+// headers, and this is half of what they cost.
+func shortPair(b []byte, number protowire.Number) (key, value []byte, ok bool) {
+	const keyTag = headerKey<<3 | byte(protowire.BytesType) // entryKey is the same
 	if len(b) < 2 || b[0] != keyTag || b[1] >= 0x80 {
 		return nil, nil, false
 	}
 	n := 2 + int(b[1])
-	if len(b) < n+2 || b[n] != rawTag || b[n+1] >= 0x80 || len(b) != n+2+int(b[n+1]) {
+	if len(b) < n+2 || b[n] != byte(number)<<3|byte(protowire.BytesType) || b[n+1] >= 0x80 || len(b) != n+2+int(b[n+1]) {
 		return nil, nil, false
 	}
-	key, raw = b[2:n], b[n+2:]
-	return key, raw, utf8.Valid(key)
+	key, value = b[2:n], b[n+2:]
+	return key, value, utf8.Valid(key)
 }
 
 func (v *view) extension(outer *wireReader) {
