@@ -1,10 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 
 	"keygate/bench/load"
 )
@@ -13,92 +20,145 @@ import (
 const floodRate = 20_000
 
 // runFlood measures what a flood of unknown keys does to the checks of good
-// ones, and to etcd.
+// ones, and to etcd; and what as many checks do to a server that does nothing.
 func runFlood(ctx context.Context, b *bench) (*Result, error) {
 	count := b.keys[len(b.keys)-1]
 	result := &Result{
 		Title: "A flood of unknown keys",
 		About: []string{
-			fmt.Sprintf("%s checks a second of good keys on four connections, quiet and beside %s a second of keys that nobody knows, each another one, on two connections more. The generators share the processors with the server.", number(rate), number(floodRate)),
+			fmt.Sprintf("%s checks a second of good keys on four connections, quiet and beside %s a second of keys that nobody knows, each another one, on two connections more.", number(rate), number(floodRate)),
+			"Those come from another process, of the lowest priority: its processors are not the server's elsewhere. It still shares the caches, and the kernel's part of a connection has no priority.",
+			"The no-op gets the same, and allows it all: what is left of the difference is what so many checks do to any server on these processors.",
 		},
 	}
-	binary, err := b.build(ctx, "./cmd/keygate")
+	pair, stop, err := b.pair(ctx, count, 4)
 	if err != nil {
 		return nil, err
 	}
-	keygate, err := b.seeded(ctx, binary, count)
-	if err != nil {
-		return nil, err
-	}
-	defer keygate.stop()
-	good, err := b.dial(keygate, count, 4)
-	if err != nil {
-		return nil, err
-	}
-	defer good.Close()
-	junk, err := b.junk(keygate)
-	if err != nil {
-		return nil, err
-	}
-	defer junk.Close()
-	if err := b.warm(ctx, &subject{process: keygate, generator: good}, count); err != nil {
-		return nil, err
-	}
-	t := Table{Title: number(float64(count)) + " keys", Subjects: []string{"quiet", "flood"}, Figures: []Figure{
-		{Name: "p50 of good keys", Unit: "µs"}, {Name: "p99 of good keys", Unit: "µs"},
-		{Name: "reads of etcd", Plain: true}, {Name: "unknown keys a second", Unit: "/s", Plain: true},
-	}}
-	for f := range t.Figures {
-		t.Figures[f].Values = make([][]float64, 2)
-	}
-	for round := range b.rounds {
-		for i := range t.Subjects {
-			before, err := keygate.metrics(ctx)
-			if err != nil {
-				return nil, err
-			}
-			flooding, stop := context.WithCancel(ctx)
-			flooded := make(chan load.Result, 1)
-			go func() {
-				var r load.Result
-				if i == 1 {
-					r, _ = junk.Run(flooding, load.Plan{Rate: floodRate})
-				}
-				flooded <- r
-			}()
-			w, err := good.Run(ctx, load.Plan{Rate: rate, Duration: b.duration})
-			stop()
-			junked := <-flooded
-			if err == nil {
-				err = w.Err()
-			}
-			if err == nil && junked.Allowed+junked.Failed > 0 {
-				err = fmt.Errorf("of the unknown keys %d were allowed and %d failed %v", junked.Allowed, junked.Failed, junked.Problems)
-			}
-			if err != nil {
-				return nil, err
-			}
-			after, err := keygate.metrics(ctx)
-			if err != nil {
-				return nil, err
-			}
-			perSecond := 0.0
-			if i == 1 {
-				perSecond = float64(junked.Denied) / junked.Elapsed.Seconds()
-			}
-			quantile := window{Result: w}.quantile
-			for f, v := range []float64{quantile(0.5), quantile(0.99), after["keygate_loads_total"] - before["keygate_loads_total"], perSecond} {
-				t.Figures[f].Values[i] = append(t.Figures[f].Values[i], v)
-			}
-			b.progress("round %d/%d, %s: p50 %.0f µs, p99 %.0f µs, %.0f unknown/s", round+1, b.rounds, t.Subjects[i], quantile(0.5), quantile(0.99), perSecond)
+	defer stop()
+	for i, s := range pair {
+		t := Table{Title: pairNames[i] + ", " + number(float64(count)) + " keys", Subjects: []string{"quiet", "flood"}, Figures: []Figure{
+			{Name: "p50 of good keys", Unit: "µs"}, {Name: "p99 of good keys", Unit: "µs"},
+			{Name: "reads of etcd", Plain: true}, {Name: "unknown keys a second", Unit: "/s", Plain: true},
+		}}
+		for f := range t.Figures {
+			t.Figures[f].Values = make([][]float64, 2)
 		}
+		for round := range b.rounds {
+			for subject, rate := range []int{0, floodRate} {
+				found, err := b.flooded(ctx, s, rate)
+				if err != nil {
+					return nil, err
+				}
+				for f, v := range found {
+					t.Figures[f].Values[subject] = append(t.Figures[f].Values[subject], v)
+				}
+				b.progress("round %d/%d, %s, %s: p50 %.0f µs, p99 %.0f µs, %.0f unknown/s", round+1, b.rounds, pairNames[i], t.Subjects[subject], found[0], found[1], found[3])
+			}
+		}
+		result.Tables = append(result.Tables, t)
 	}
-	result.Tables = append(result.Tables, t)
 	return result, nil
 }
 
+// flooded is one measurement of good keys beside so many unknown ones a second.
+// The figures are those of the table, in its order.
+func (b *bench) flooded(ctx context.Context, s *subject, unknown int) (found [4]float64, err error) {
+	before, err := s.metrics(ctx)
+	if err != nil {
+		return found, err
+	}
+	end := func() (load.Result, error) { return load.Result{}, nil }
+	if unknown > 0 {
+		if end, err = b.startFlood(ctx, s.authz, unknown); err != nil {
+			return found, err
+		}
+	}
+	w, err := s.generator.Run(ctx, load.Plan{Rate: rate, Duration: b.duration})
+	junk, failed := end()
+	if err = errors.Join(err, failed); err != nil {
+		return found, err
+	}
+	if err := w.Err(); err != nil {
+		return found, err
+	}
+	if junk.Failed > 0 || junk.Allowed > 0 && s.name == "keygate" {
+		return found, fmt.Errorf("of the unknown keys %d were allowed and %d failed %v", junk.Allowed, junk.Failed, junk.Problems)
+	}
+	after, err := s.metrics(ctx)
+	if err != nil {
+		return found, err
+	}
+	quantile := window{Result: w}.quantile
+	found = [4]float64{quantile(0.5), quantile(0.99), after["keygate_loads_total"] - before["keygate_loads_total"], 0}
+	if unknown > 0 {
+		found[3] = float64(junk.Answered()) / junk.Elapsed.Seconds()
+	}
+	return found, nil
+}
+
+// startFlood starts this program as the flood of a server. end ends it and
+// returns what it did.
+func (b *bench) startFlood(ctx context.Context, address string, rate int) (end func() (load.Result, error), err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, "nice", "-n", "19", self, floodCommand, address, b.request, strconv.Itoa(rate))
+	cmd.Stderr = os.Stderr
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return func() (r load.Result, err error) {
+		_ = stdin.Close()
+		if err := cmd.Wait(); err != nil {
+			return r, fmt.Errorf("the flood: %w", err)
+		}
+		return r, json.Unmarshal(out.Bytes(), &r)
+	}, nil
+}
+
+// floodCommand is the first argument of a process that is a flood; the address,
+// the request and the rate follow.
+const floodCommand = "flood-of"
+
+// flood sends unknown keys until standard input ends, and prints what became of
+// them.
+func (b *bench) flood(ctx context.Context, args []string) error {
+	address, rate := args[0], 0
+	b.request = args[1]
+	if err := b.fill(); err != nil {
+		return err
+	}
+	if _, err := fmt.Sscan(args[2], &rate); err != nil {
+		return err
+	}
+	junk, err := b.junk(address)
+	if err != nil {
+		return err
+	}
+	defer junk.Close()
+	ctx, stop := context.WithCancel(ctx)
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		stop()
+	}()
+	r, err := junk.Run(ctx, load.Plan{Rate: float64(rate)})
+	if err != nil {
+		return err
+	}
+	r.Latency, r.Late = nil, nil
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
 // junk checks keys that nobody knows, each once.
-func (b *bench) junk(p *process) (*load.Generator, error) {
+func (b *bench) junk(address string) (*load.Generator, error) {
 	c, err := load.ReadCaptured(filepath.Join(b.root, "bench", "testdata", b.request+".json"))
 	if err != nil {
 		return nil, err
@@ -109,7 +169,7 @@ func (b *bench) junk(p *process) (*load.Generator, error) {
 	}
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEF"
 	random := rand.NewPCG(rand.Uint64(), rand.Uint64())
-	return load.Dial(load.Config{Address: p.authz, Connections: 2, Request: request, Key: func(_ uint64, key []byte) {
+	return load.Dial(load.Config{Address: address, Connections: 2, Request: request, Key: func(_ uint64, key []byte) {
 		var bits uint64
 		for i := range key {
 			if i%12 == 0 {

@@ -92,6 +92,9 @@ what:
 
 func run(ctx context.Context, args []string) error {
 	b := &bench{}
+	if len(args) == 4 && args[0] == floodCommand {
+		return b.flood(ctx, args[1:])
+	}
 	set := flag.NewFlagSet("bench", flag.ContinueOnError)
 	set.IntVar(&b.rounds, "rounds", 5, "`rounds`, in each of which every server has its turn")
 	set.DurationVar(&b.duration, "duration", 4*time.Second, "`duration` of each measurement")
@@ -135,11 +138,9 @@ func run(ctx context.Context, args []string) error {
 	if b.rounds < 1 || b.duration <= 0 || b.count < 1 {
 		return errors.New("-rounds, -duration and -n must be above 0")
 	}
-	var err error
-	if b.root, err = moduleRoot(); err != nil {
+	if err := b.fill(); err != nil {
 		return err
 	}
-	b.fill()
 	switch what := args[0]; what {
 	case "report":
 		return report(b.results, b.docs)
@@ -157,7 +158,10 @@ func run(ctx context.Context, args []string) error {
 }
 
 // fill in what depends on the module's folder.
-func (b *bench) fill() {
+func (b *bench) fill() (err error) {
+	if b.root, err = moduleRoot(); err != nil {
+		return err
+	}
 	for _, f := range []struct {
 		value *string
 		path  string
@@ -166,6 +170,7 @@ func (b *bench) fill() {
 			*f.value = filepath.Join(b.root, f.path)
 		}
 	}
+	return nil
 }
 
 // scenario runs s, prints its table and writes its file.
@@ -175,6 +180,11 @@ func (b *bench) scenario(ctx context.Context, s scenario) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(b.folder) }()
+	if b.keep != "" {
+		if err := os.MkdirAll(b.keep, 0o777); err != nil {
+			return err
+		}
+	}
 	result, err := s.run(ctx, b)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.name, err)
