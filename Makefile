@@ -115,8 +115,8 @@ bench: $(T)/ghz ## what checks cost, beside a server that does nothing; docs/per
 	go run ./bench revoke $(BENCH_FLAGS)
 	go run ./bench flood -keys 10000 $(BENCH_FLAGS)
 	go run ./bench scale -keys 10000,1000000 $(BENCH_FLAGS)
-	go run ./bench bulk -keys 10000 $(BENCH_FLAGS)
-	go run ./bench index -keys 10000,1000000 $(BENCH_FLAGS)
+	go run ./bench bulk -keys 10000 -bulk 1000000 -rounds 3 $(BENCH_FLAGS)
+	go run ./bench index -keys 10000,1000000,10000000 -rounds 3 $(BENCH_FLAGS)
 	go run ./bench ghz $(BENCH_FLAGS)
 	@$(MAKE) --no-print-directory bench-go
 	go run ./bench report

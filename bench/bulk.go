@@ -16,22 +16,19 @@ import (
 // bulkRate of checks beside a bulk change, a second.
 const bulkRate = 5000
 
-// bulkKeys that are imported or revoked, and the first of them: beyond those that
-// are checked.
-const (
-	bulkKeys  = 100_000
-	bulkFirst = 50_000_000
-)
+// bulkFirst is the first of the keys that are imported and revoked: beyond those
+// that are checked.
+const bulkFirst = 50_000_000
 
 // runBulk measures checks, and the lag of single revocations, while a bulk change
 // goes on.
 func runBulk(ctx context.Context, b *bench) (*Result, error) {
-	count := b.keys[len(b.keys)-1]
+	count, size := b.keys[len(b.keys)-1], max(b.bulk/b.rounds, 1)
 	result := &Result{
 		Title: "Beside a bulk change",
 		About: []string{
 			fmt.Sprintf("%s checks a second of %s keys, on four connections, while keys are revoked one at a time in turn with their refusal: first with nothing else, then while %s new keys with all they hang on are written straight into etcd, as fast as it takes them, in transactions of %d values from %d writers, and while the status of each of those keys is set to revoked and back in the same way.",
-				number(bulkRate), number(float64(count)), number(bulkKeys), opsPerTxn, writers),
+				number(bulkRate), number(float64(count)), number(float64(size)), opsPerTxn, writers),
 			"etcd, keygate, the writers and the generator share the processors, so much of what the checks lose they lose to etcd's work. To revoke an app with any number of keys is one put, which is what the quiet rows measure.",
 		},
 	}
@@ -66,11 +63,11 @@ func runBulk(ctx context.Context, b *bench) (*Result, error) {
 		t.Figures[f].Values = make([][]float64, len(t.Subjects))
 	}
 	for round := range b.rounds {
-		first := bulkFirst + round*bulkKeys
+		first := bulkFirst + round*size
 		for i, change := range []func(context.Context, *clientv3.Client) (int, error){
 			nil,
-			func(ctx context.Context, etcd *clientv3.Client) (int, error) { return importWorld(ctx, etcd, first) },
-			func(ctx context.Context, etcd *clientv3.Client) (int, error) { return setEach(ctx, etcd, first) },
+			func(ctx context.Context, etcd *clientv3.Client) (int, error) { return importWorld(ctx, etcd, first, size) },
+			func(ctx context.Context, etcd *clientv3.Client) (int, error) { return setEach(ctx, etcd, first, size) },
 		} {
 			found, err := b.beside(ctx, s, r, change)
 			if err != nil {
@@ -131,16 +128,16 @@ func (b *bench) beside(ctx context.Context, s *subject, r *revoker, change func(
 		1e6 * float64(checks.Failed) / float64(checks.Sent), float64(written) / took.Seconds()}, nil
 }
 
-// importWorld writes bulkKeys new keys, from the first on.
-func importWorld(ctx context.Context, etcd *clientv3.Client, first int) (int, error) {
-	return inTransactions(ctx, etcd, func(put func(path, value string)) { world(first, bulkKeys, put) })
+// importWorld writes so many new keys, from the first on.
+func importWorld(ctx context.Context, etcd *clientv3.Client, first, count int) (int, error) {
+	return inTransactions(ctx, etcd, func(put func(path, value string)) { world(first, count, put) })
 }
 
 // setEach revokes those keys one by one, and approves them again.
-func setEach(ctx context.Context, etcd *clientv3.Client, first int) (written int, err error) {
+func setEach(ctx context.Context, etcd *clientv3.Client, first, count int) (written int, err error) {
 	for _, status := range []string{"revoked", "approved"} {
 		n, err := inTransactions(ctx, etcd, func(put func(path, value string)) {
-			for i := range bulkKeys {
+			for i := range count {
 				put(space.Status(keyRecord(keyText(first+i))), status)
 			}
 		})

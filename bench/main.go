@@ -59,6 +59,7 @@ type options struct {
 	keys     []int
 	request  string
 	count    int
+	bulk     int
 	results  string
 	docs     string
 	envoy    string
@@ -101,6 +102,7 @@ func run(ctx context.Context, args []string) error {
 	keys := set.String("keys", "100", "`numbers` of keys in the store, with commas between")
 	set.StringVar(&b.request, "request", allHeaders, "captured `request` to send: "+allHeaders+" (20 of them) or "+hardened)
 	set.IntVar(&b.count, "n", 1_000_000, "`checks` by ghz")
+	set.IntVar(&b.bulk, "bulk", 300_000, "`keys` that bulk imports and revokes, in all rounds together")
 	set.StringVar(&b.results, "results", "", "`folder` of the results (default bench/results)")
 	set.StringVar(&b.docs, "docs", "", "`folder` that report writes performance.md and its plots to (default docs)")
 	set.StringVar(&b.envoy, "envoy", "", "Envoy's `binary` (default .tools/envoy)")
