@@ -29,7 +29,7 @@ func runBulk(ctx context.Context, b *bench) (*Result, error) {
 		About: []string{
 			fmt.Sprintf("%s checks a second of %s keys, on four connections, while keys are revoked one at a time in turn with their refusal: first with nothing else, then while %s new keys with all they hang on are written straight into etcd, as fast as it takes them, in transactions of %d values from %d writers, and while the status of each of those keys is set to revoked and back in the same way.",
 				number(bulkRate), number(float64(count)), number(float64(size)), opsPerTxn, writers),
-			"etcd, keygate, the writers and the generator share the processors, so much of what the checks lose they lose to etcd's work. To revoke an app with any number of keys is one put, which is what the quiet rows measure.",
+			"etcd, keygate, the writers and the generator share the processors, so much of what the checks lose they lose to etcd's work. To revoke an app with any number of keys is one put, which is what the quiet rows measure. A raw watch of the same puts shows how much of a revocation's time is etcd's.",
 		},
 	}
 	binary, err := b.build(ctx, "./cmd/keygate")
@@ -57,6 +57,7 @@ func runBulk(ctx context.Context, b *bench) (*Result, error) {
 	t := Table{Title: number(float64(count)) + " keys checked", Subjects: []string{"quiet", "import", "revoke each"}, Figures: []Figure{
 		{Name: "p50 of a check", Unit: "µs"}, {Name: "p99 of a check", Unit: "µs"},
 		{Name: "p50 of a revocation", Unit: "ms"}, {Name: "p99 of a revocation", Unit: "ms"},
+		{Name: "p50 of a raw watch", Unit: "ms"},
 		{Name: "checks not answered within Envoy's 250 ms", Unit: "of a million", Plain: true}, {Name: "values written", Unit: "/s", Plain: true},
 	}}
 	for f := range t.Figures {
@@ -76,8 +77,8 @@ func runBulk(ctx context.Context, b *bench) (*Result, error) {
 			for f, v := range found {
 				t.Figures[f].Values[i] = append(t.Figures[f].Values[i], v)
 			}
-			b.progress("round %d/%d, %s: check p50 %s p99 %s µs, revocation p50 %s p99 %s ms, %s values/s", round+1, b.rounds, t.Subjects[i],
-				number(found[0]), number(found[1]), number(found[2]), number(found[3]), number(found[5]))
+			b.progress("round %d/%d, %s: check p50 %s p99 %s µs, revocation p50 %s p99 %s ms, raw watch p50 %s ms, %s values/s", round+1, b.rounds, t.Subjects[i],
+				number(found[0]), number(found[1]), number(found[2]), number(found[3]), number(found[4]), number(found[6]))
 		}
 	}
 	result.Tables = append(result.Tables, t)
@@ -86,7 +87,7 @@ func runBulk(ctx context.Context, b *bench) (*Result, error) {
 
 // beside measures checks and revocations until change is done, or for the usual
 // duration if there is none.
-func (b *bench) beside(ctx context.Context, s *subject, r *revoker, change func(context.Context, *clientv3.Client) (int, error)) (found [6]float64, err error) {
+func (b *bench) beside(ctx context.Context, s *subject, r *revoker, change func(context.Context, *clientv3.Client) (int, error)) (found [7]float64, err error) {
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	var checks load.Result
@@ -99,6 +100,7 @@ func (b *bench) beside(ctx context.Context, s *subject, r *revoker, change func(
 			var part times
 			part, revokeErr = r.round(ctx, b.duration/8) // to its end: a key is left approved
 			lags.refusal = append(lags.refusal, part.refusal...)
+			lags.watch = append(lags.watch, part.watch...)
 		}
 	})
 	written, began := 0, time.Now()
@@ -123,8 +125,9 @@ func (b *bench) beside(ctx context.Context, s *subject, r *revoker, change func(
 		return found, err
 	}
 	slices.Sort(lags.refusal)
+	slices.Sort(lags.watch)
 	quantile := window{Result: checks}.quantile
-	return [6]float64{quantile(0.5), quantile(0.99), ms(lags.refusal[len(lags.refusal)/2]), ms(lags.refusal[len(lags.refusal)*99/100]),
+	return [7]float64{quantile(0.5), quantile(0.99), ms(lags.refusal[len(lags.refusal)/2]), ms(lags.refusal[len(lags.refusal)*99/100]), ms(lags.watch[len(lags.watch)/2]),
 		1e6 * float64(checks.Failed) / float64(checks.Sent), float64(written) / took.Seconds()}, nil
 }
 
