@@ -59,7 +59,7 @@ exchanged from check to check.
 		fmt.Fprintf(&b, "\n![%s: the medians, and the least and the greatest of the rounds](%s)\n", r.Title, plotName(r))
 	}
 	if benchmarks != "" {
-		b.WriteString("\n## Go benchmarks\n\nBy benchstat, beside those of the last release where there is one.\n\n    make bench-go\n\n```\n" +
+		b.WriteString("\n## Go benchmarks\n\nBy benchstat, beside `bench/baseline.txt`: those of the last release, and until there is one, of commit b571029.\n\n    make bench-go\n\n```\n" +
 			strings.TrimSpace(benchmarks) + "\n```\n")
 	}
 	return b.String()
