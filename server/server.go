@@ -361,7 +361,7 @@ func (s *Server) serveAuthzHTTP(ctx context.Context) error {
 	if s.authzHTTP.TLSConfig != nil {
 		serve = func(l net.Listener) error { return s.authzHTTP.ServeTLS(l, "", "") }
 	}
-	err := serve(s.authzHTTPListener)
+	err := serve(answering{s.authzHTTPListener})
 	if ctx.Err() != nil {
 		<-stopped
 	}
