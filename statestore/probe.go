@@ -55,7 +55,8 @@ func (s *Store) prove(ctx context.Context, e *epoch, w Watch) (silent bool, err 
 		return false, err
 	}
 	m := e.mark()
-	made, t0 := time.Now(), now()
+	made := time.Now()
+	t0 := now()
 	prefixes := []string{s.space.Probe()}
 	if member.created > 0 {
 		prefixes = append(prefixes, s.fleet.path)
