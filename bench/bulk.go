@@ -67,7 +67,9 @@ func runBulk(ctx context.Context, b *bench) (*Result, error) {
 		first := bulkFirst + round*size
 		for i, change := range []func(context.Context, *clientv3.Client) (int, error){
 			nil,
-			func(ctx context.Context, etcd *clientv3.Client) (int, error) { return importWorld(ctx, etcd, first, size) },
+			func(ctx context.Context, etcd *clientv3.Client) (int, error) {
+				return importWorld(ctx, etcd, first, size)
+			},
 			func(ctx context.Context, etcd *clientv3.Client) (int, error) { return setEach(ctx, etcd, first, size) },
 		} {
 			found, err := b.beside(ctx, s, r, change)
