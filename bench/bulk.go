@@ -32,28 +32,11 @@ func runBulk(ctx context.Context, b *bench) (*Result, error) {
 			"etcd, keygate, the writers and the generator share the processors, so much of what the checks lose they lose to etcd's work. To revoke an app with any number of keys is one put, which is what the quiet rows measure. A raw watch of the same puts shows how much of a revocation's time is etcd's.",
 		},
 	}
-	binary, err := b.build(ctx, "./cmd/keygate")
+	s, r, stop, err := b.revocable(ctx, count, 4)
 	if err != nil {
 		return nil, err
 	}
-	keygate, err := b.seeded(ctx, binary, count)
-	if err != nil {
-		return nil, err
-	}
-	defer keygate.stop()
-	s := &subject{process: keygate}
-	if s.generator, err = b.dial(keygate, count/2, 4); err != nil {
-		return nil, err
-	}
-	defer s.generator.Close()
-	if err := b.warm(ctx, s, count/2); err != nil {
-		return nil, err
-	}
-	r, err := b.newRevoker(ctx, keygate, count/2, count)
-	if err != nil {
-		return nil, err
-	}
-	defer r.close()
+	defer stop()
 	t := Table{Title: number(float64(count)) + " keys checked", Subjects: []string{"quiet", "import", "revoke each"}, Figures: []Figure{
 		{Name: "p50 of a check", Unit: "µs"}, {Name: "p99 of a check", Unit: "µs"},
 		{Name: "p50 of a revocation", Unit: "ms"}, {Name: "p99 of a revocation", Unit: "ms"},

@@ -37,31 +37,48 @@ func runRevoke(ctx context.Context, b *bench) (*Result, error) {
 	return result, nil
 }
 
-func (b *bench) revoke(ctx context.Context, count int, result *Result) (Table, error) {
-	t := Table{Title: number(float64(count)) + " keys", Subjects: []string{"raw watch", "keygate"}}
+// revocable starts keygate over a store of count keys, of which a generator on so
+// many connections checks the lower half and a revoker has the upper one. The
+// caller stops them.
+func (b *bench) revocable(ctx context.Context, count, connections int) (s *subject, r *revoker, stop func(), err error) {
 	binary, err := b.build(ctx, "./cmd/keygate")
 	if err != nil {
-		return t, err
+		return nil, nil, nil, err
 	}
 	keygate, err := b.seeded(ctx, binary, count)
 	if err != nil {
-		return t, err
+		return nil, nil, nil, err
 	}
-	defer keygate.stop()
-	s := &subject{process: keygate}
-	// The lower half of the keys is checked, the upper one revoked.
-	if s.generator, err = b.dial(keygate, count/2, 1); err != nil {
-		return t, err
+	s = &subject{process: keygate}
+	stop = func() {
+		if r != nil {
+			r.close()
+		}
+		if s.generator != nil {
+			s.generator.Close()
+		}
+		keygate.stop()
 	}
-	defer s.generator.Close()
-	if err := b.warm(ctx, s, count/2); err != nil {
-		return t, err
+	if s.generator, err = b.dial(keygate, count/2, connections); err == nil {
+		err = b.warm(ctx, s, count/2)
 	}
-	r, err := b.newRevoker(ctx, keygate, count/2, count)
+	if err == nil {
+		r, err = b.newRevoker(ctx, keygate, count/2, count)
+	}
+	if err != nil {
+		stop()
+		return nil, nil, nil, err
+	}
+	return s, r, stop, nil
+}
+
+func (b *bench) revoke(ctx context.Context, count int, result *Result) (Table, error) {
+	t := Table{Title: number(float64(count)) + " keys", Subjects: []string{"raw watch", "keygate"}}
+	s, r, stop, err := b.revocable(ctx, count, 1)
 	if err != nil {
 		return t, err
 	}
-	defer r.close()
+	defer stop()
 	if _, err := r.round(ctx, min(time.Second, b.duration)); err != nil { // everything once
 		return t, err
 	}
