@@ -65,6 +65,7 @@ type options struct {
 	envoy    string
 	ghz      string
 	keep     string
+	env      string
 }
 
 // bench is one run of a scenario.
@@ -108,6 +109,7 @@ func run(ctx context.Context, args []string) error {
 	set.StringVar(&b.envoy, "envoy", "", "Envoy's `binary` (default .tools/envoy)")
 	set.StringVar(&b.ghz, "ghz", "", "ghz's `binary` (default .tools/ghz)")
 	set.StringVar(&b.keep, "profile", "", "`folder` to write what perf samples of each loaded server to")
+	set.StringVar(&b.env, "env", "", "`variables` for keygate alone, such as GOMAXPROCS=1, with spaces between")
 	set.Usage = func() {
 		out := set.Output()
 		_, _ = fmt.Fprint(out, usage)

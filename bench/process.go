@@ -87,7 +87,7 @@ func (b *bench) keygate(ctx context.Context, binary, dataDir string, args ...str
 	if err != nil {
 		return nil, err
 	}
-	p.cmd.Env = withoutKeygate(os.Environ())
+	p.cmd.Env = append(withoutKeygate(os.Environ()), strings.Fields(b.env)...)
 	if err := p.launch(); err != nil {
 		return nil, err
 	}
