@@ -111,6 +111,7 @@ type loader struct {
 // flight is a load under way. rec and err are set before done is closed.
 type flight struct {
 	epoch *epoch
+	turn  atomic.Bool // it has got its turn
 	done  chan struct{}
 	rec   *record
 	err   error
@@ -141,8 +142,14 @@ func (t *turns) acquire(ctx context.Context) error {
 	case <-timer.C:
 		return fmt.Errorf("%w: no turn within %v", authz.ErrOverloaded, slotWait)
 	case <-ctx.Done():
-		return fmt.Errorf("%w: wait for a turn: %w", authz.ErrUnavailable, ctx.Err())
+		return noTurn(ctx)
 	}
+}
+
+// noTurn is the error of a check that ended before its load began. That is a
+// lack of turns, whoever's patience ended first.
+func noTurn(ctx context.Context) error {
+	return fmt.Errorf("%w: no turn: %w", authz.ErrOverloaded, ctx.Err())
 }
 
 func (t *turns) release() { <-t.slots }
@@ -160,6 +167,9 @@ func (l *loader) load(ctx context.Context, e *epoch, want keyspace.Record, h uin
 		select {
 		case <-f.done:
 		case <-ctx.Done():
+			if !f.turn.Load() {
+				return nil, noTurn(ctx)
+			}
 			return nil, fmt.Errorf("%w: load: %w", authz.ErrUnavailable, ctx.Err())
 		}
 		if f.err != nil {
@@ -209,6 +219,7 @@ func (l *loader) fly(f *flight, want keyspace.Record, h uint64, known bool) {
 		t = &l.known
 	}
 	if f.err = t.acquire(ctx); f.err == nil {
+		f.turn.Store(true)
 		var recs []*record
 		if recs, f.err = l.read(ctx, f.epoch, []uint64{h}, want); f.err == nil {
 			f.rec = recs[0]

@@ -468,10 +468,12 @@ func TestKnownRecordsHaveTurnsOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	w := begin(t, func(c *statestore.Config) { c.Loads = 1 })
 	w.cached()
-	stuck := make(chan struct{})
+	reading, stuck := make(chan struct{}), make(chan struct{})
+	var once sync.Once
 	junk := storetest.KeyID("junk-0123456789abcdef")
 	w.AfterRead(func(prefixes []string) {
 		if strings.Contains(prefixes[0], junk.String()) {
+			once.Do(func() { close(reading) })
 			<-stuck
 		}
 	})
@@ -479,9 +481,15 @@ func TestKnownRecordsHaveTurnsOfTheirOwn(t *testing.T) {
 	defer callers.Wait()
 	defer close(stuck)
 	callers.Go(func() { w.decide(context.Background(), junk) })
-	w.until("the junk load is under way", func() bool { return w.store.Status().Misses >= 4 })
+	<-reading
 	if d := w.decide(t.Context(), storetest.KeyID("junk-two-0123456789")); d.Reason != authz.Overloaded {
 		t.Errorf("second unknown key answered %v, want overloaded: the one turn is taken", d.Reason)
+	}
+	// Nor does a caller with little time hear that the state is not proven.
+	hasty, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if d := w.decide(hasty, storetest.KeyID("junk-three-0123456789")); d.Reason != authz.Overloaded {
+		t.Errorf("an unknown key with 20 ms answered %v, want overloaded: the one turn is taken", d.Reason)
 	}
 	w.applied(w.Put(storetest.Space.Status(w.key), "approved"))
 	w.want(authz.Allowed)
