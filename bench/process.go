@@ -76,34 +76,17 @@ func (b *bench) noop(ctx context.Context) (*process, error) {
 	return p, p.addresses(ctx, out, "")
 }
 
+// anyPort of the loopback that is free.
+const anyPort = "127.0.0.1:0"
+
 // keygate starts the service with its default settings and an etcd of its own
 // in dataDir, on ports that are free.
 func (b *bench) keygate(ctx context.Context, binary, dataDir string, args ...string) (*process, error) {
-	const anyPort = "127.0.0.1:0"
 	p := &process{name: "keygate", dataDir: dataDir}
-	p.cmd = exec.Command(binary, append([]string{"serve", "--data-dir", dataDir, "--log-format", "json",
-		"--authz-listen", anyPort, "--health-listen", anyPort, "--management-listen", anyPort}, args...)...)
-	out, err := p.cmd.StderrPipe()
+	err := b.startKeygate(ctx, p, binary, append([]string{"serve", "--data-dir", dataDir, "--management-listen", anyPort}, args...)...)
 	if err != nil {
 		return nil, err
 	}
-	p.cmd.Env = append(withoutKeygate(os.Environ()), strings.Fields(b.env)...)
-	if err := p.launch(); err != nil {
-		return nil, err
-	}
-	if err := p.addresses(ctx, out, "keygate starts"); err != nil {
-		return nil, err
-	}
-	if err := p.ready(ctx); err != nil {
-		p.stop()
-		return nil, err
-	}
-	took, err := p.indexed(ctx)
-	if err != nil {
-		p.stop()
-		return nil, err
-	}
-	b.progress("keygate is ready, and %s later answers from its index", took.Round(time.Millisecond))
 	body, err := p.get(ctx, "/status")
 	var status struct{ Etcd struct{ Pid int } }
 	if err == nil {
@@ -115,6 +98,42 @@ func (b *bench) keygate(ctx context.Context, binary, dataDir string, args ...str
 	}
 	p.etcd = status.Etcd.Pid
 	return p, nil
+}
+
+// replica starts a second data plane, on the etcd of another keygate.
+func (b *bench) replica(ctx context.Context, binary string, of *process) (*process, error) {
+	p := &process{name: "keygate"}
+	if err := b.startKeygate(ctx, p, binary, "authz", "--etcd-endpoints", etcdEndpoint(of.dataDir)); err != nil {
+		return nil, fmt.Errorf("second keygate: %w", err)
+	}
+	return p, nil
+}
+
+// startKeygate returns when the index answers.
+func (b *bench) startKeygate(ctx context.Context, p *process, binary string, args ...string) error {
+	p.cmd = exec.Command(binary, append(args, "--log-format", "json", "--authz-listen", anyPort, "--health-listen", anyPort)...)
+	out, err := p.cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	p.cmd.Env = append(withoutKeygate(os.Environ()), strings.Fields(b.env)...)
+	if err := p.launch(); err != nil {
+		return err
+	}
+	if err := p.addresses(ctx, out, "keygate starts"); err != nil {
+		return err
+	}
+	if err := p.ready(ctx); err != nil {
+		p.stop()
+		return err
+	}
+	took, err := p.indexed(ctx)
+	if err != nil {
+		p.stop()
+		return err
+	}
+	b.progress("keygate is ready, and %s later answers from its index", took.Round(time.Millisecond))
+	return nil
 }
 
 // withoutKeygate drops the settings that the environment may hold: the default

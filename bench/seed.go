@@ -79,9 +79,12 @@ func keyRecord(key string) keyspace.Record {
 	return keyspace.KeyRecord(organization, k.ID())
 }
 
+// etcdEndpoint of the embedded etcd in a data directory.
+func etcdEndpoint(dataDir string) string { return "unix://" + filepath.Join(dataDir, "etcd.sock") }
+
 // dialEtcd connects to the embedded etcd in a data directory.
 func dialEtcd(dataDir string) (*clientv3.Client, error) {
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(dataDir, "etcd.sock")}, DialTimeout: 5 * time.Second})
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{etcdEndpoint(dataDir)}, DialTimeout: 5 * time.Second})
 	if err != nil {
 		return nil, fmt.Errorf("client of etcd: %w", err)
 	}
