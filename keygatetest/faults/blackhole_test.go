@@ -22,6 +22,10 @@ func TestBlackHole(t *testing.T) {
 				File: "statestore/epoch.go",
 				Old:  "return !p.epoch.dead.Load() && !p.member.lost.Load() && now() < p.validUntil",
 				New:  "return true",
+			}, { // the early refusal
+				File: "statestore/epoch.go",
+				Old:  "return !p.epoch.dead.Load() && !p.member.lost.Load() && time.Since(p.made) < p.validUntil-p.t0",
+				New:  "return true",
 			}},
 		}},
 	})

@@ -22,7 +22,10 @@ func TestPausedReplica(t *testing.T) {
 		Run:        pausedReplica,
 		Guards: []Guard{{
 			Name: "the age of a proof", Guarantee: G3,
-			Mutations: []variant.Mutation{{File: "statestore/epoch.go", Old: "&& now() < p.validUntil", New: ""}},
+			Mutations: []variant.Mutation{
+				{File: "statestore/epoch.go", Old: "&& now() < p.validUntil", New: ""},
+				{File: "statestore/epoch.go", Old: "&& time.Since(p.made) < p.validUntil-p.t0", New: ""}, // the early refusal
+			},
 		}},
 	})
 }
