@@ -28,7 +28,7 @@ func runFlood(ctx context.Context, b *bench) (*Result, error) {
 		About: []string{
 			fmt.Sprintf("%s checks a second of good keys on four connections, quiet and beside %s a second of keys that nobody knows, each another one, on two connections more.", number(rate), number(floodRate)),
 			"Those come from another process, of the lowest priority: its processors are not the server's elsewhere. It still shares the caches, and the kernel's part of a connection has no priority.",
-			"The no-op gets the same, and allows it all: that is what so many checks do to any server on these processors. The witness is a second keygate on the same etcd: its good keys are checked while the *first* has the flood. It serves nothing else, so what the flood does to it is done by the processors, and nobody's own code can be better.",
+			"The no-op gets the same, and allows it all: that is what so many checks do to any server on these processors. The witness is a second keygate on the same etcd: its good keys are checked while the *first* has the flood. It serves nothing else: what the flood does to it, it does by taking the processors.",
 		},
 	}
 	pair, stop, err := b.pair(ctx, count, 4)
@@ -41,13 +41,9 @@ func runFlood(ctx context.Context, b *bench) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer witness.stop()
 	apart := &subject{process: witness}
-	if apart.generator, err = b.dial(witness, count, 4); err != nil {
-		return nil, err
-	}
-	defer apart.generator.Close()
-	if err := b.warm(ctx, apart, count); err != nil {
+	defer apart.stop()
+	if err := b.connect(ctx, apart, count, 4); err != nil {
 		return nil, err
 	}
 	cases := []struct {

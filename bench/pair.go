@@ -18,6 +18,14 @@ type subject struct {
 	generator *load.Generator
 }
 
+// stop closes the generator's connections and ends the server.
+func (s *subject) stop() {
+	if s.generator != nil {
+		s.generator.Close()
+	}
+	s.process.stop()
+}
+
 // subjects in the order in which a table names them.
 var pairNames = []string{"no-op", "keygate"}
 
@@ -26,9 +34,6 @@ var pairNames = []string{"no-op", "keygate"}
 func (b *bench) pair(ctx context.Context, count, connections int) (pair []*subject, stop func(), err error) {
 	stop = func() {
 		for _, s := range pair {
-			if s.generator != nil {
-				s.generator.Close()
-			}
 			s.stop()
 		}
 	}
@@ -52,14 +57,19 @@ func (b *bench) pair(ctx context.Context, count, connections int) (pair []*subje
 	}
 	pair = append(pair, &subject{process: keygate})
 	for _, s := range pair {
-		if s.generator, err = b.dial(s.process, count, connections); err != nil {
-			return pair, stop, err
-		}
-		if err = b.warm(ctx, s, count); err != nil {
+		if err = b.connect(ctx, s, count, connections); err != nil {
 			return pair, stop, err
 		}
 	}
 	return pair, stop, nil
+}
+
+// connect gives s a generator of the first count keys, and warms both up.
+func (b *bench) connect(ctx context.Context, s *subject, count, connections int) (err error) {
+	if s.generator, err = b.dial(s.process, count, connections); err != nil {
+		return err
+	}
+	return b.warm(ctx, s, count)
 }
 
 // captured is the request to send.

@@ -54,15 +54,9 @@ func (b *bench) revocable(ctx context.Context, count, connections int) (s *subje
 		if r != nil {
 			r.close()
 		}
-		if s.generator != nil {
-			s.generator.Close()
-		}
-		keygate.stop()
+		s.stop()
 	}
-	if s.generator, err = b.dial(keygate, count/2, connections); err == nil {
-		err = b.warm(ctx, s, count/2)
-	}
-	if err == nil {
+	if err = b.connect(ctx, s, count/2, connections); err == nil {
 		r, err = b.newRevoker(ctx, keygate, count/2, count)
 	}
 	if err != nil {

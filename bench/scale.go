@@ -31,9 +31,6 @@ func runScale(ctx context.Context, b *bench) (*Result, error) {
 	var subjects []*subject
 	defer func() {
 		for _, s := range subjects {
-			if s.generator != nil {
-				s.generator.Close()
-			}
 			s.stop()
 		}
 	}()
